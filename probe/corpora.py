@@ -17,6 +17,7 @@ position 0 and special tokens out (`keep`): their activations have outlier norms
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
+from probe.runs import sha256_file
 
 BUILTIN = "builtin"
 BUILTIN_ROOT = Path(__file__).resolve().parent.parent / "artifacts" / "corpora"
@@ -134,6 +136,17 @@ def _packed_rows(
             cut = slice(row * context, (row + 1) * context)
             yield tokens[cut], docs[cut]
         tokens, docs = tokens[n_rows * context :], docs[n_rows * context :]
+
+
+def corpus_name(source: str) -> str:
+    """A corpus's name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).name.split(".")[0]) or "corpus"
+
+
+def corpus_checksum(source: str) -> str | None:
+    """SHA-256 of the file that a corpus is read from; None for a streamed data set."""
+    path = builtin_path() if source == BUILTIN else Path(source)
+    return sha256_file(path) if path.is_file() else None
 
 
 def document_ids(source: str, n_documents: int) -> list[str]:

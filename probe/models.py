@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from typing import Literal
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -142,6 +144,11 @@ def model_folder(spec: str) -> str:
     return spec
 
 
+def model_name(spec: str) -> str:
+    """A model's name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(spec).name) or "model"
+
+
 def weights_checksum(spec: str) -> str | None:
     """SHA-256 of the weights of a model kept in one local safetensors file; None for others."""
     path = Path(model_folder(spec)) / "model.safetensors"
@@ -153,7 +160,7 @@ def _pretrained(
 ) -> PretrainedConfig | PreTrainedModel | PreTrainedTokenizerBase:
     """`factory.from_pretrained`, from local files where they are there, else from the hub."""
     options = {} if dtype is None else {"dtype": dtype}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, SafetensorError):
         return factory.from_pretrained(folder, local_files_only=True, **options)
     if Path(folder).is_dir():
         raise Failure(

@@ -1,0 +1,1 @@
+"""The subcommands of `lorgnette`, a module each."""

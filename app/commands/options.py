@@ -1,0 +1,78 @@
+"""Options that several commands share, and how they speak."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from probe.errors import UserError
+from probe.runs import Run, find_runs
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path("artifacts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    root: Path = ROOT
+    """Folder that results are kept in."""
+    dry_run: bool = False
+    """Say what would be done (sizes, memory, time) and do nothing."""
+
+
+def say(table: Table | str) -> None:
+    """Show a table or a line to the person, on stderr: stdout is for the folder alone."""
+    Console(stderr=True, soft_wrap=isinstance(table, str)).print(table, highlight=False)
+
+
+def show(table: Table) -> None:
+    """Write a table to stdout, for the commands whose answer it is."""
+    Console(file=sys.stdout).print(table)
+
+
+def plan(title: str, rows: dict[str, str]) -> Table:
+    """The table that `--dry-run` shows."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def find_run(path: Path, kind: str, root: Path) -> Run:
+    """The run that a person names by its path, or by its folder's name below `root`.
+
+    Raises `UserError` where there is none of that kind; the sentence lists those there are.
+    """
+    if path.is_dir():
+        run = Run.open(path)
+        if run.kind != kind:
+            raise UserError(f"{path} is a run of kind {run.kind!r} where {kind!r} was wanted.")
+        return run
+    there = find_runs(root, kind)
+    matching = [run for run in there if run.path.name == path.name]
+    if len(matching) == 1:
+        return matching[0]
+    names = ", ".join(str(run.path) for run in there) or "none yet"
+    raise UserError(f"{path} is no folder of kind {kind!r}; below {root} there are: {names}.")
