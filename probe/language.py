@@ -29,16 +29,24 @@ class BlockNames:
     final_norm: str
     """The norm between the last block and the unembedding."""
     attention: str
-    """A block's attention module."""
+    """The module whose output attention adds to the stream."""
     attention_out: str
     """A block's attention output projection: its input is the heads' outputs, concatenated."""
     mlp: str
-    """A block's MLP."""
+    """The module whose output the MLP adds to the stream."""
     mlp_down: str
     """A block's last MLP projection: its input is the MLP's hidden units."""
 
 
 BLOCK_NAMES = (
+    BlockNames(
+        blocks="model.layers",
+        final_norm="model.norm",
+        attention="post_attention_layernorm",
+        attention_out="self_attn.o_proj",
+        mlp="post_feedforward_layernorm",
+        mlp_down="mlp.down_proj",
+    ),
     BlockNames(
         blocks="model.layers",
         final_norm="model.norm",
@@ -64,7 +72,8 @@ BLOCK_NAMES = (
         mlp_down="mlp.dense_4h_to_h",
     ),
 )
-"""Llama and its many relatives (Mistral, Qwen, Gemma, SmolLM); GPT-2; GPT-NeoX (Pythia)."""
+"""Models that normalise before adding (Gemma 2 and 3, OLMo 2 and 3); Llama and its many relatives
+(Mistral, Qwen, SmolLM); GPT-2; GPT-NeoX (Pythia). The first that fits is taken."""
 
 
 class ForwardStopped(Exception):
@@ -218,8 +227,13 @@ class LanguageModel:
         head = self.model.get_output_embeddings()
         if self.names is None or head is None:
             return None
-        gain = self.model.get_submodule(self.names.final_norm).weight
-        return (head.weight.detach().float() * gain.detach().float()).T  # type: ignore[operator]
+        norm = self.model.get_submodule(self.names.final_norm)
+        # Zero mean and unit size: what the norm makes of it is its gain, however it keeps that.
+        signs = torch.ones(self.d_model, device=self.device, dtype=self.dtype)
+        signs[::2] = -1
+        with torch.no_grad():
+            gain = (norm(signs) - norm(-signs)).float() * signs / 2
+        return (head.weight.detach().float() * gain).T  # type: ignore[operator]
 
     def token_text(self) -> list[str]:
         """The text of every token of the vocabulary, by id, as it would be printed."""

@@ -59,8 +59,8 @@ class Site:
 def parse_site(text: str) -> Site:
     """Read a site's name. Raises `UserError` where it is not in the grammar."""
     if text.startswith("module:"):
-        path, _, tensor = text.removeprefix("module:").partition(":")
-        if path and (tensor == "" or tensor in get_args(TensorKind)):
+        path, colon, tensor = text.removeprefix("module:").partition(":")
+        if path and (not colon or tensor in get_args(TensorKind)):
             return Site(kind="module", path=path, tensor=tensor or "output")  # type: ignore[arg-type]
     kind, _, layer = text.partition(".")
     if kind in LAYER_KINDS and layer.isdecimal():
@@ -80,11 +80,18 @@ def expand_sites(patterns: Sequence[str], available: Sequence[Site]) -> list[Sit
     found: dict[str, Site] = {}
     for pattern in patterns:
         if pattern.startswith("module:") and not any(mark in pattern for mark in "*?["):
-            found[pattern] = parse_site(pattern)
+            site = parse_site(pattern)
+            found[str(site)] = site
             continue
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matched and not available:
+            raise UserError(
+                f"site {pattern!r} is not in this model, whose layers are not known by name: "
+                "give it any module:<dotted path>."
+            )
         if not matched:
-            parse_site(pattern.replace("*", "0").replace("?", "0"))
+            if not fnmatch.filter(LAYER_KINDS, pattern.partition(".")[0]):
+                parse_site(pattern)
             raise UserError(
                 f"site {pattern!r} is not in this model, which has {available[0]} to "
                 f"{available[-1]} and any module:<dotted path>."

@@ -75,7 +75,9 @@ def resources(root: Path) -> Iterator[Finding]:
     """Processor, accelerators, memory and disk."""
     yield Finding(subject="machine", state="ok", text=machine())
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    bfloat16 = "bfloat16 matrix units" if torch.cpu._is_amx_tile_supported() else "no bfloat16 units"
+    bfloat16 = (
+        "bfloat16 matrix units" if torch.cpu._is_amx_tile_supported() else "no bfloat16 units"
+    )
     devices = ", ".join(names) or f"cpu only ({bfloat16}, {torch.get_num_threads()} threads)"
     yield Finding(subject="devices", state="ok", text=devices)
     memory = psutil.virtual_memory()
@@ -104,9 +106,7 @@ def models() -> Iterator[Finding]:
         weights = record.parent / "model.safetensors"
         sound = weights.is_file() and sha256_file(weights) == read_json(record)["sha256"]
         text = "checksum holds" if sound else f"{weights} is not as written; delete {record.parent}"
-        yield Finding(
-            subject=record.parent.name, state="ok" if sound else "damaged", text=text
-        )
+        yield Finding(subject=record.parent.name, state="ok" if sound else "damaged", text=text)
 
 
 def artifacts(root: Path) -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+"""Questions asked of models and dictionaries, and the reports that answer them."""

@@ -1,0 +1,216 @@
+"""`lorgnette train`: a sparse autoencoder on a store, or straight from a model."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from app.commands.options import Common, find_run, plan, say, size
+from app.resolve import manifest_hash, sae_metadata_of, train_options
+from probe.corpora import corpus_checksum, read_documents, token_batches
+from probe.errors import UserError
+from probe.loader import ActivationSource, StoreReader, StreamSource
+from probe.models import Dtype, load_model, model_name, resolve_device, weights_checksum
+from probe.runs import Run
+from probe.sites import expand_sites
+from probe.store import ActivationStore
+from saes.split import split_store
+from saes.training import Job, TrainConfig, fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Train a TopK sparse autoencoder. A stopped run goes on from its last checkpoint, exactly.
+
+    From a store:        lorgnette train artifacts/activations/smollm2-builtin-1a2b3c4d --k 32
+    Straight from a model, without a store:
+                         lorgnette train smollm2 --corpus builtin --site resid_post.12
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A store that `lorgnette capture` wrote or, together with --corpus, a model."""
+    site: str | None = None
+    """Which of the store's sites; needed where it has several, and with --corpus."""
+    corpus: str | None = None
+    """Capture this corpus while training, and keep no store."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    batch_size: int = 2048
+    """Rows (tokens) in a batch."""
+    held_out_share: float = 0.05
+    """Share of the store's sequences, at its end, kept from training for `lorgnette evaluate`."""
+    buffer_rows: int = 2**17
+    """Rows shuffled together in memory."""
+    context: int = 128
+    """With --corpus: tokens in a sequence."""
+    batch_sequences: int = 16
+    """With --corpus: sequences in one forward pass."""
+    dtype: Dtype = "auto"
+    """With --corpus: number format the model runs in."""
+    random_weights: int | None = None
+    """With --corpus: seed of fresh random weights, the control twin."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    common: Common = field(default_factory=Common)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A source of activations and how the run folder describes it."""
+
+    source: ActivationSource
+    """The stream of batches."""
+    config: dict[str, Any]
+    """The run's config.json."""
+    inputs: dict[str, str]
+    """Hashes of what it is made from."""
+    corpus: str
+    """The text behind it."""
+    context: int
+    """Tokens in a sequence of it."""
+
+
+def run(command: Command) -> Path | None:
+    """Train, or say what training would take; gives the SAE's folder."""
+    if command.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {command.batch_size}.")
+    training = from_store(command) if command.corpus is None else from_model(command)
+    if command.common.dry_run:
+        say(dry_run_plan(command, training.source))
+        return None
+    return train(command, training).path
+
+
+def train(command: Command, training: Training) -> Run:
+    """Fill the SAE's run folder, or find it filled."""
+    described = training.config["model"]
+    twin = "" if described["random_weights"] is None else f"-random{described['random_weights']}"
+    site = training.config["site"].replace(":", "_")
+    shape = f"topk{command.train.activation.k}-{command.train.d_sae}"
+    name = f"{model_name(described['spec'])}{twin}-{site}-{shape}"
+    folder = Run.create(command.common.root / "saes", name, training.config)
+    if not folder.complete:
+        metadata = sae_metadata_of(training.config, training.corpus, training.context)
+        job = Job(run=folder, config=command.train, metadata=metadata, inputs=training.inputs)
+        fit([job], training.source, device=str(resolve_device(command.device)))
+    return folder
+
+
+def from_store(command: Command) -> Training:
+    """Batches of a store's training rows."""
+    store = ActivationStore.open(
+        find_run(Path(command.source), "activations", command.common.root).path
+    )
+    site = only_site(store, command.site)
+    reader = StoreReader(
+        store,
+        site,
+        command.batch_size,
+        seed=command.train.seed,
+        buffer_rows=command.buffer_rows,
+        stop_row=split_store(store, command.held_out_share).training_rows,
+    )
+    source = {
+        "store": store.run.path.name,
+        "manifest": manifest_hash(store.run),
+        "batch_size": command.batch_size,
+        "held_out_share": command.held_out_share,
+        "buffer_rows": command.buffer_rows,
+    }
+    return Training(
+        source=reader,
+        config=sae_config(store.run.config["model"], site, source, command.train),
+        inputs={"store": source["manifest"]},
+        corpus=store.config.corpus,
+        context=store.config.context,
+    )
+
+
+def only_site(store: ActivationStore, asked: str | None) -> str:
+    """The site to train on. Raises `UserError` where the store has several and none is named."""
+    if asked is not None:
+        store.d(asked)
+        return asked
+    if len(store.sites) > 1:
+        raise UserError(
+            f"{store.run.path} holds several sites; name one with --site: {', '.join(store.sites)}."
+        )
+    return store.sites[0]
+
+
+def from_model(command: Command) -> Training:
+    """Batches captured while training goes on."""
+    assert command.corpus is not None
+    if command.site is None:
+        raise UserError("training straight from a model needs a --site, such as resid_post.12.")
+    read_documents(command.corpus)
+    model = load_model(
+        command.source,
+        dtype=command.dtype,
+        device=command.device,
+        random_weights=command.random_weights,
+    )
+    (site,) = expand_sites([command.site], model.sites())
+    source = {
+        "corpus": command.corpus,
+        "context": command.context,
+        "batch_sequences": command.batch_sequences,
+        "batch_size": command.batch_size,
+        "buffer_rows": command.buffer_rows,
+    }
+    described = {
+        "spec": command.source,
+        "random_weights": command.random_weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    read_tokens = functools.partial(
+        token_batches,
+        command.corpus,
+        model,
+        context=command.context,
+        batch_sequences=command.batch_sequences,
+    )
+    hashes = {
+        "model": weights_checksum(command.source),
+        "corpus": corpus_checksum(command.corpus),
+    }
+    return Training(
+        source=StreamSource(
+            model, site, read_tokens, command.batch_size, command.train.seed, command.buffer_rows
+        ),
+        config=sae_config(described, str(site), source, command.train),
+        inputs={name: value for name, value in hashes.items() if value is not None},
+        corpus=command.corpus,
+        context=command.context,
+    )
+
+
+def sae_config(
+    model: dict[str, Any], site: str, source: dict[str, Any], train: TrainConfig
+) -> dict[str, Any]:
+    """The config.json of an SAE's run folder."""
+    described = {"model": model, "site": site, "source": source}
+    return {"kind": "sae", "schema": 1} | described | {"train": train_options(train)}
+
+
+def dry_run_plan(command: Command, source: ActivationSource):
+    """Shapes, memory, and how far the training goes through the data."""
+    config = command.train
+    parameters = 2 * config.d_sae * source.d + config.d_sae + source.d
+    rows = config.steps * command.batch_size
+    epochs = "" if source.n_rows is None else f", {rows / source.n_rows:.2f} epochs"
+    flops = 2 * rows * source.d * config.d_sae
+    return plan(
+        "lorgnette train would make",
+        {
+            "SAE": f"{source.d} -> {config.d_sae} latents ({config.d_sae / source.d:.1f} times), "
+            f"{config.activation}",
+            "training": f"{config.steps} steps of {command.batch_size} rows{epochs}",
+            "parameters": f"{parameters} ({size(4 * parameters)})",
+            "memory": f"{size(16 * parameters)} for parameters, gradients and Adam, "
+            f"{size(2 * 2 * command.buffer_rows * source.d)} for the shuffled rows",
+            "disk": f"{size(4 * parameters)} and two checkpoints of {size(12 * parameters)}",
+            "arithmetic": f"{flops / 1e12:.1f} TFLOP in the dense encoder product",
+        },
+    )
