@@ -17,7 +17,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ EPOCH, SHUFFLE, SAMPLE = range(3)
 """What a random number is for; part of its seed, so that no two uses share a stream."""
 
 
+@runtime_checkable
 class ActivationSource(Protocol):
     """Where an SAE's training data come from."""
 

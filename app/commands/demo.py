@@ -55,7 +55,7 @@ class Command:
     port: int = 8501
     """Port of the dashboard on 127.0.0.1."""
     serve: bool = "LORGNETTE_NO_SERVE" not in os.environ
-    """Serve the dashboard at the end; the environment variable LORGNETTE_NO_SERVE=1 turns it off."""
+    """Serve the dashboard at the end; LORGNETTE_NO_SERVE=1 in the environment turns it off."""
     common: Common = field(default_factory=Common)
 
 

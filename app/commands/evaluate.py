@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from app.commands.options import Common, find_run, plan, say
 from app.resolve import manifest_hash, model_of, store_of, weights_hash
+from probe.errors import UserError
 from probe.models import resolve_device
 from probe.runs import Run, read_json
 from probe.sites import parse_site
@@ -49,6 +50,7 @@ def run(command: Command) -> Path | None:
     sae_run = find_run(command.sae, "sae", root)
     weights_hash(sae_run)
     store = store_of(sae_run, root, command.store)
+    check_held_out(command, sae_run, store)
     if command.common.dry_run:
         say(dry_run_plan(command, store))
         return None
@@ -84,6 +86,17 @@ def measure(command: Command, sae_run: Run, store: ActivationStore) -> Run:
         twin=twin,
     )
     return folder
+
+
+def check_held_out(command: Command, sae_run: Run, store: ActivationStore) -> None:
+    """Raises `UserError` where the evaluation would read rows that the SAE was trained on."""
+    source = sae_run.config["source"]
+    trained = source.get("held_out_share")
+    if source.get("store") == store.run.path.name and command.evaluate.held_out_share > trained:
+        raise UserError(
+            f"--held-out-share {command.evaluate.held_out_share:g} reaches into the rows that the "
+            f"SAE was trained on; its training held out {trained:g}: give at most that."
+        )
 
 
 def make_subject(command: Command, sae_run: Run, store: ActivationStore) -> Subject:

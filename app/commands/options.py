@@ -44,7 +44,7 @@ def plan(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int | float) -> str:
     """Bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
@@ -53,7 +53,7 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.3g} TB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -69,10 +69,17 @@ def find_run(path: Path, kind: str, root: Path) -> Run:
         run = Run.open(path)
         if run.kind != kind:
             raise UserError(f"{path} is a run of kind {run.kind!r} where {kind!r} was wanted.")
-        return run
+        return sound(run)
     there = find_runs(root, kind)
     matching = [run for run in there if run.path.name == path.name]
     if len(matching) == 1:
-        return matching[0]
+        return sound(matching[0])
     names = ", ".join(str(run.path) for run in there) or "none yet"
     raise UserError(f"{path} is no folder of kind {kind!r}; below {root} there are: {names}.")
+
+
+def sound(run: Run) -> Run:
+    """The run, once its manifest, where it has one, is known to be readable."""
+    if run.complete:
+        _ = run.manifest
+    return run

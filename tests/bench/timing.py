@@ -1,0 +1,47 @@
+"""Timing several ways of doing the same thing side by side, in turns, so that the machine's moods
+fall on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+
+def side_by_side(
+    ways: Mapping[str, Callable[[], object]], work: float, unit: str, rounds: int = 5
+) -> pd.DataFrame:
+    """Rate of each way, in turns A B C A B C ..., after one round of warm-up.
+
+    Args:
+        ways: what to time, by name; the first one is the reference of the ratios.
+        work: units of work that one call does.
+        unit: their name.
+        rounds: counted rounds.
+
+    Returns:
+        A row a way: median rate, its range over the rounds, and the median of the round-by-round
+        ratios to the first way.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for counted in range(-1, rounds):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if counted >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    reference = next(iter(seconds.values()))
+    return pd.DataFrame(
+        [
+            {
+                "way": name,
+                f"{unit}/s": work / statistics.median(times),
+                "lowest": work / max(times),
+                "highest": work / min(times),
+                "times as fast as the first": statistics.median(
+                    base / own for base, own in zip(reference, times, strict=True)
+                ),
+            }
+            for name, times in seconds.items()
+        ]
+    )
