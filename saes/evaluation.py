@@ -1,0 +1,392 @@
+"""How good an SAE is: against the rows it was not trained on, the model it explains, and controls.
+
+1. Fidelity and sparsity on held-out rows of the store (`saes.split` says which). A few massive
+   activations (Sun et al. 2024, arXiv 2402.17762) can outweigh all other rows in any sum of
+   squares, so FVU and explained variance are given over typical rows too: a check on the store's
+   own rule for leaving outliers out.
+2. The same of two baselines of equal L0 fitted on training rows, and of the mean row
+   (`saes.baselines`).
+3. Downstream: each of them in the activation's place in the running model (`saes.downstream`),
+   measured against the clean model, zero ablation and mean ablation.
+4. Optionally the random-weight twin: an SAE of the same recipe trained on the same architecture
+   with random weights, measured on its own activations and model. What it also achieves says
+   nothing about what the model learned (Heap et al. 2025, arXiv 2501.17727).
+
+`saes.metrics` defines every number. The result is `metrics.json` in a run of kind "evaluation".
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+
+from probe.errors import UserError
+from probe.language import LanguageModel
+from probe.runs import Run, read_json, sha256_file, write_json
+from probe.sites import Site
+from probe.store import ActivationStore
+from saes.baselines import (
+    Candidate,
+    constant_candidate,
+    fit_principal_axes,
+    pca_candidate,
+    random_dictionary_candidate,
+    sae_candidate,
+)
+from saes.downstream import CLEAN, check_model, measure_downstream
+from saes.metrics import (
+    DEFINITIONS,
+    OUTLIER,
+    Anchors,
+    Downstream,
+    FidelityMeter,
+    downstream_metrics,
+    interval,
+    resampling_weights,
+)
+from saes.models import SparseAutoencoder
+from saes.split import (
+    Span,
+    read_rows,
+    read_tokens,
+    sequence_spans,
+    split_store,
+    spread,
+    spread_rows,
+)
+from saes.types import Codes, SaeOutput
+
+logger = logging.getLogger(__name__)
+
+KIND, SCHEMA = "evaluation", 1
+METRICS = "metrics.json"
+N_SCALE_ROWS = 4096
+"""Rows that the random dictionary's scale is fitted on."""
+INTERVALS = ("ce", "ce_recovered", "ce_recovered_mean", "kl")
+"""Downstream metrics that are given with an interval; both kinds of FVU are too."""
+TWIN_NOTE = (
+    "measured on its own model, whose weights are random: that model predicts nothing, so its "
+    "ce, ce_recovered and kl say little; compare fvu, cosine and the shares."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """How much to measure."""
+
+    held_out_share: float = 0.05
+    """Share of the store's sequences, at its end, that training left out: only they are used."""
+    n_rows: int = 65_536
+    """Held-out rows to reconstruct, at most; whole sequences, evenly spaced."""
+    n_ce_tokens: int = 32_768
+    """Held-out tokens to run through the model for each candidate, at most; whole sequences."""
+    n_fit_rows: int = 131_072
+    """Training rows that PCA is fitted on, at most."""
+    batch_sequences: int = 8
+    """Sequences in one forward pass: their logits are held in memory twice."""
+    n_resamples: int = 1000
+    """Bootstrap resamples behind an interval."""
+    seed: int = 0
+    """Decides the random dictionary and the resamples."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_rows", "n_ce_tokens", "n_fit_rows", "batch_sequences", "n_resamples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def run_config(
+        self, *, sae: str, store: str, site: Site, baselines: bool, twin: str | None
+    ) -> dict[str, Any]:
+        """The run folder's `config.json`, every default spelled out.
+
+        Args:
+            sae: hash of the SAE's weights.
+            store: hash of the store (of its manifest).
+            site: the site.
+            baselines: whether baselines are measured.
+            twin: hash of the twin SAE's weights, where there is one.
+        """
+        asked = {"sae": sae, "store": store, "site": str(site), "baselines": baselines}
+        return {"kind": KIND, "schema": SCHEMA, "twin": twin} | asked | asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An SAE with what it is measured on."""
+
+    sae: SparseAutoencoder
+    """The SAE."""
+    store: ActivationStore
+    """Activations of the model it was trained on."""
+    site: Site
+    """Where in the model."""
+    model: LanguageModel | None
+    """The model; None leaves the downstream metrics out."""
+
+
+def evaluate(
+    run: Run,
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    model: LanguageModel | None,
+    site: Site,
+    config: EvaluateConfig,
+    *,
+    baselines: bool = True,
+    twin: Subject | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure an SAE, write `metrics.json` into the run, and finish the run; gives what it wrote.
+
+    Args:
+        run: a run of kind "evaluation"; a complete one is read as it is.
+        sae: the SAE.
+        store: activations of the model and site it was trained on.
+        model: the model, or None for fidelity alone.
+        site: the site.
+        config: how much to measure.
+        baselines: add PCA, the random dictionary and the mean row.
+        twin: the random-weight twin's SAE, store and model, for one more row.
+        progress: show bars on stderr.
+
+    Raises:
+        UserError: the SAE, the store and the model do not belong together, or nothing is held out.
+        Failure: a number is not finite.
+    """
+    with run.lock():
+        if run.complete:
+            return read_json(run.path / METRICS)
+        subject = Subject(sae=sae, store=store, site=site, model=model)
+        measured = measure(subject, config, baselines=baselines, progress=progress)
+        if twin is not None:
+            measured["rows"].append(_twin_row(twin, config, progress=progress))
+        write_json(run.path / METRICS, measured)
+        run.finish(
+            summary=_summary(measured),
+            inputs=_inputs(run, store),
+            seeds={"seed": config.seed},
+            device=str(device_of(sae) if model is None else model.device),
+        )
+    return measured
+
+
+def measure(
+    subject: Subject, config: EvaluateConfig, *, baselines: bool, progress: bool = False
+) -> dict[str, Any]:
+    """The contents of `metrics.json` for one SAE; raises as `evaluate` does."""
+    _check_widths(subject)
+    store = subject.store
+    split = split_store(store, config.held_out_share)
+    held_out = sequence_spans(store, range(split.evaluation_start, store.n_rows))
+    spans = spread_rows(held_out, config.n_rows)
+    ce_spans = spread(held_out, max(1, config.n_ce_tokens // store.config.context))
+    if subject.model is not None:
+        rows = read_rows(store, subject.site, ce_spans[0])
+        check_model(subject.model, subject.site, read_tokens(store, ce_spans[:1]), rows)
+
+    candidates = [sae_candidate(subject.sae)]
+    limit = norm_limit(subject, spans)
+    found = [measure_fidelity(candidates[0], subject, spans, limit, progress=progress)]
+    if baselines:
+        k = math.floor(found[0].rows.metrics()["l0"] + 0.5)
+        training = sequence_spans(store, range(split.training_rows))
+        candidates += _baselines(subject, spread_rows(training, config.n_fit_rows), k, config.seed)
+        found += [
+            measure_fidelity(candidate, subject, spans, limit, progress=progress)
+            for candidate in candidates[1:]
+        ]
+    downstream = _downstream(subject, candidates, ce_spans, config, progress=progress)
+    return {
+        "rows": [
+            _row(candidate, fidelity, downstream, config)
+            for candidate, fidelity in zip(candidates, found, strict=True)
+        ],
+        "definitions": DEFINITIONS,
+        "n_rows": found[0].rows.n_rows,
+        "n_outliers": found[0].rows.n_rows - found[0].typical.n_rows,
+        "outlier_variance_share": _or_null(found[0].rows.outlier_share(found[0].typical)),
+        "n_sequences": len(spans),
+        "n_ce_tokens": len(ce_spans) * store.config.context if downstream else 0,
+        "n_ce_sequences": len(ce_spans) if downstream else 0,
+        "training_rows": split.training_rows,
+        "evaluation_start": split.evaluation_start,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """A candidate's meters."""
+
+    rows: FidelityMeter
+    """Of all evaluation rows."""
+    typical: FidelityMeter
+    """Of those that are no outliers."""
+
+
+@torch.no_grad()
+def measure_fidelity(
+    candidate: Candidate,
+    subject: Subject,
+    spans: Sequence[Span],
+    norm_limit: float,
+    *,
+    progress: bool = False,
+) -> Fidelity:
+    """Reconstruct the rows of some sequences; those with a larger norm than the limit are outliers.
+
+    Raises `Failure` where a number is not finite.
+    """
+    device = device_of(subject.sae)
+    rows, typical = (FidelityMeter(n_latents=candidate.n_latents) for _ in range(2))
+    for span in tqdm(spans, desc=f"rows: {candidate.label}", disable=not progress):
+        x = read_rows(subject.store, subject.site, span).to(device)
+        output = candidate.reconstruct(x)
+        rows.update(x, output)
+        within = x.norm(dim=1) <= norm_limit
+        if within.any():
+            typical.update(x[within], _some_rows(output, within))
+    return Fidelity(rows=rows, typical=typical)
+
+
+def _some_rows(output: SaeOutput, which: Bool[Tensor, " n"]) -> SaeOutput:
+    codes = Codes(values=output.codes.values[which], indices=output.codes.indices[which])
+    return SaeOutput(reconstruction=output.reconstruction[which], codes=codes)
+
+
+def norm_limit(subject: Subject, spans: Sequence[Span]) -> float:
+    """The norm beyond which a row of these sequences is an outlier."""
+    norms = [read_rows(subject.store, subject.site, span).norm(dim=1) for span in spans]
+    return OUTLIER * float(torch.cat(norms).median())
+
+
+def device_of(sae: SparseAutoencoder) -> torch.device:
+    """Where the SAE's weights are."""
+    return sae.W_dec.device
+
+
+def _check_widths(subject: Subject) -> None:
+    d_in, d = subject.sae.config.d_in, subject.store.d(subject.site)
+    if d_in != d:
+        raise UserError(
+            f"the SAE reads activations of width {d_in} and {subject.site} of "
+            f"{subject.store.run.path} has width {d}; evaluate it on the store of the model and "
+            "site that it was trained on."
+        )
+
+
+@torch.no_grad()
+def _baselines(subject: Subject, spans: Sequence[Span], k: int, seed: int) -> list[Candidate]:
+    """The baselines of L0 `k`, fitted on the rows of some training sequences."""
+    store, site = subject.store, subject.site
+    parts = (read_rows(store, site, span) for span in spans)
+    fitted = fit_principal_axes(parts, store.statistics(site).mean)
+    some = spread_rows(spans, N_SCALE_ROWS)
+    sample = torch.cat([read_rows(store, site, span) for span in some]).to(device_of(subject.sae))
+    # A few outliers would decide the one scale for all rows.
+    norms = sample.norm(dim=1)
+    sample = sample[norms <= OUTLIER * norms.median()]
+    d_sae = subject.sae.config.d_sae
+    return [
+        pca_candidate(fitted, k),
+        random_dictionary_candidate(sample, fitted.mean.float(), d_sae, k, seed),
+        _mean_candidate(subject),
+    ]
+
+
+def _mean_candidate(subject: Subject) -> Candidate:
+    return constant_candidate("mean", "mean row", subject.store.statistics(subject.site).mean)
+
+
+def _zero_candidate(subject: Subject) -> Candidate:
+    return constant_candidate("zero", "zero", torch.zeros(subject.sae.config.d_in))
+
+
+def _downstream(
+    subject: Subject,
+    candidates: Sequence[Candidate],
+    spans: Sequence[Span],
+    config: EvaluateConfig,
+    *,
+    progress: bool,
+) -> dict[str, Downstream]:
+    """Sums by candidate, the anchors among them; empty where there is no model."""
+    if subject.model is None:
+        return {}
+    anchors = [_mean_candidate(subject), _zero_candidate(subject)]
+    everything = list({c.name: c for c in [*candidates, *anchors]}.values())
+    starts = range(0, len(spans), config.batch_sequences)
+    batches = (
+        read_tokens(subject.store, spans[start : start + config.batch_sequences])
+        for start in tqdm(starts, desc="downstream", disable=not progress)
+    )
+    return measure_downstream(subject.model, subject.site, everything, batches)
+
+
+def _row(
+    candidate: Candidate,
+    fidelity: Fidelity,
+    downstream: Mapping[str, Downstream],
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """One candidate's row of `metrics.json`; null where a metric is not defined."""
+    metrics = fidelity.rows.metrics()
+    typical = fidelity.typical.metrics()
+    for name in ("fvu", "explained_variance"):
+        metrics[f"{name}_typical"] = typical[name]
+    for name, meter in (("fvu", fidelity.rows), ("fvu_typical", fidelity.typical)):
+        n = len(meter.sequences)
+        resamples = meter.resampled_fvu(resampling_weights(n, config.n_resamples, config.seed))
+        metrics[f"{name}_low"], metrics[f"{name}_high"] = interval(resamples, n)
+    if downstream:
+        metrics |= _downstream_row(downstream[candidate.name], downstream, config)
+    named = {name: _or_null(value) for name, value in metrics.items()}
+    return {"name": candidate.name, "label": candidate.label} | named
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _downstream_row(
+    measured: Downstream, all_sums: Mapping[str, Downstream], config: EvaluateConfig
+) -> dict[str, float]:
+    anchors = Anchors(
+        clean=all_sums[CLEAN].cross_entropy,
+        zero=all_sums["zero"].cross_entropy,
+        mean=all_sums["mean"].cross_entropy,
+    )
+    n = len(measured.n_predictions)
+    everything = torch.ones(1, n, dtype=torch.float64)
+    estimates = downstream_metrics(measured, anchors, everything)
+    weights = resampling_weights(n, config.n_resamples, config.seed)
+    resamples = downstream_metrics(measured, anchors, weights)
+    row = {name: float(value) for name, value in estimates.items()}
+    for name in INTERVALS:
+        row[f"{name}_low"], row[f"{name}_high"] = interval(resamples[name], n)
+    return row
+
+
+def _twin_row(twin: Subject, config: EvaluateConfig, *, progress: bool) -> dict[str, Any]:
+    row = measure(twin, config, baselines=False, progress=progress)["rows"][0]
+    named = {"name": "random_weight_twin", "label": "SAE of the random-weight twin"}
+    return row | named | {"note": TWIN_NOTE}
+
+
+def _summary(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The SAE's main numbers and how much they rest on."""
+    names = ("fvu", "fvu_typical", "explained_variance", "l0", "dead_share", "ce_recovered", "kl")
+    row = measured["rows"][0]
+    counts = {name: measured[name] for name in ("n_rows", "n_ce_tokens")}
+    return {name: row[name] for name in names if name in row} | counts
+
+
+def _inputs(run: Run, store: ActivationStore) -> dict[str, str]:
+    """Hashes of what was measured."""
+    found = {"store": sha256_file(store.run.path / "manifest.json")}
+    return found | {name: run.config[name] for name in ("sae", "twin") if run.config.get(name)}

@@ -1,0 +1,382 @@
+"""Questions to a feature index, answered from its Parquet files without a model.
+
+The numbers of all features (and the tokens named beside them) are small and are held in memory;
+examples, sequences, tokens and neighbours are read from disk, of each file only the row groups that
+a question touches. `FeatureIndex` never writes and may be shared between threads.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from probe.errors import Failure, UserError
+from probe.runs import Run
+from saes.feature_schema import EXAMPLES, FEATURES, SCHEMA, TABLES, literal_path
+
+ExampleKind = Literal["top", "interval", "random"]
+
+NUMBERS = [name for name in FEATURES.names if not str(FEATURES.field(name).type).startswith("list")]
+"""Columns of features.parquet that hold one number: those one can sort by."""
+UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException, OSError, pa.ArrowInvalid)
+TABLE_COLUMNS = [name for name in FEATURES.names if name != "histogram"]
+TEXTS_NAMED = 5
+"""Matched tokens that a search names beside a feature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturePage:
+    """One page of the table of features."""
+
+    rows: pd.DataFrame
+    """Columns of features.parquet but the histogram."""
+    total: int
+    """Rows that fit the filters, on all pages."""
+
+
+class FeatureIndex:
+    """A complete index, read-only. Open one with `FeatureIndex.open`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = run.path
+        self.summary: dict[str, Any] = run.manifest["summary"]
+        self.n_features: int = self.summary["n_features"]
+        self.histogram_edges: list[float] = self.summary["histogram_edges"]
+        self._engine = duckdb.connect(":memory:")
+        self._engine.execute("SET parquet_metadata_cache = true")
+        with self._explaining():
+            for table in ("examples", "tokens", "neighbours", "documents", "histograms"):
+                source = self._file("features" if table == "histograms" else table)
+                self._engine.execute(f"CREATE VIEW {table} AS FROM read_parquet({_quoted(source)})")
+            self._engine.execute(LOAD_FEATURES.format(file=_quoted(self._file("features"))))
+            self._engine.execute(LOAD_VOCABULARY.format(file=_quoted(self._file("vocabulary"))))
+            texts = pq.read_table(self._file("vocabulary"), columns=["text"])["text"]
+            self._sequences = pq.read_metadata(self._file("sequences"))
+        self._texts = np.array(texts.to_pylist(), dtype=object)
+        self._first_sequences = _row_group_minima(self._sequences)
+        alive = self._rows("SELECT feature FROM features WHERE alive ORDER BY feature", {})
+        self._alive = alive["feature"].to_numpy()
+
+    @staticmethod
+    def open(path: Path) -> "FeatureIndex":
+        """Open an index folder and check that its files have their sizes.
+
+        Raises `UserError` where the folder holds no index, and `Failure` where it is incomplete, of
+        another schema, or a file is missing or truncated.
+        """
+        run = Run.open(path)
+        again = f"`lorgnette index {run.path.parent}`"
+        if run.kind != "index":
+            raise UserError(
+                f"an index of features was wanted and {path} is of kind {run.kind!r}; give the "
+                "folder that `lorgnette index <sae folder>` printed."
+            )
+        if not run.complete:
+            raise Failure(f"the index in {path} is not complete; run {again}: it goes on.")
+        if run.config.get("schema") != SCHEMA:
+            raise Failure(
+                f"the index in {path} has schema {run.config.get('schema')!r} where this version "
+                f"reads {SCHEMA}; delete it and run {again}."
+            )
+        files = run.manifest["files"]
+        for name in (f"{table}.parquet" for table in TABLES):
+            file, wanted = run.path / name, files.get(name, {}).get("bytes")
+            found = file.stat().st_size if file.is_file() else None
+            if found is None or found != wanted:
+                was = "is missing" if found is None else f"has {found} bytes, not {wanted}"
+                raise Failure(f"{file} {was}; delete {run.path} and run {again}.")
+        return FeatureIndex(run)
+
+    # ------------------------------------------------------------------------------- features
+
+    def numbers(self) -> pd.DataFrame:
+        """The numbers of all features, one row a feature, in order."""
+        return self._rows(f"SELECT {', '.join(NUMBERS)} FROM features ORDER BY feature", {})
+
+    def table(
+        self,
+        *,
+        sort: str = "feature",
+        descending: bool = False,
+        alive: bool | None = None,
+        min_density: float = 0.0,
+        max_density: float = 1.0,
+        text: str = "",
+        among: Sequence[int] | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> FeaturePage:
+        """One page of the features that fit all filters.
+
+        Args:
+            sort: a column that holds numbers; nulls come last, equals by number of feature.
+            descending: largest first.
+            alive: living features only, or dead ones only; None for both.
+            min_density: share of rows on which a feature fires, at least.
+            max_density: the same, at most.
+            text: part of one of the feature's top tokens or raised tokens, in any case.
+            among: only these features.
+            limit: rows of a page.
+            offset: rows before it.
+
+        Raises `UserError` for an unknown column or a negative page.
+        """
+        if sort not in NUMBERS:
+            raise UserError(f"features sort by one of {', '.join(NUMBERS)}; got {sort!r}.")
+        if limit < 0 or offset < 0:
+            raise UserError(f"limit and offset must be 0 or more; got {limit} and {offset}.")
+        asked: dict[str, Any] = {"low": min_density, "high": max_density}
+        conditions = ["density BETWEEN $low AND $high"]
+        if alive is not None:
+            conditions.append("alive" if alive else "NOT alive")
+        if text:
+            conditions.append("contains(named, lower($text))")
+            asked["text"] = text
+        if among is not None:
+            conditions.append("list_contains($among::INTEGER[], feature)")
+            asked["among"] = [int(feature) for feature in among]
+        where = " AND ".join(conditions)
+        counted = self._tables(f"SELECT count(*) AS n FROM features WHERE {where}", asked)
+        order = "DESC" if descending else "ASC"
+        rows = self._rows(
+            f"SELECT {', '.join(TABLE_COLUMNS)} FROM features WHERE {where} "
+            f"ORDER BY {sort} {order} NULLS LAST, feature LIMIT $limit OFFSET $offset",
+            asked | {"limit": limit, "offset": offset},
+        )
+        return FeaturePage(rows=rows, total=counted["n"][0].as_py())
+
+    def feature(self, feature: int) -> dict[str, Any]:
+        """A feature's row of features.parquet, its histogram with it; None for null.
+
+        Raises `UserError` where there is no such feature.
+        """
+        return self._tables(
+            f"SELECT {', '.join(FEATURES.names)} FROM "
+            "(SELECT * EXCLUDE (named) FROM features WHERE feature = $feature) "
+            "JOIN (SELECT feature, histogram FROM histograms WHERE feature = $feature) "
+            "USING (feature)",
+            {"feature": self._known(feature)},
+        ).to_pylist()[0]
+
+    def next_alive(self, feature: int) -> int:
+        """The living feature that follows, the first one after the last."""
+        self._known(feature)
+        return int(self._living()[np.searchsorted(self._alive, feature, "right") % self.n_alive])
+
+    def previous_alive(self, feature: int) -> int:
+        """The living feature before, the last one before the first."""
+        self._known(feature)
+        return int(self._living()[np.searchsorted(self._alive, feature, "left") - 1])
+
+    def random_alive(self, seed: int | None = None) -> int:
+        """A living feature, each as likely; the same for the same seed."""
+        return int(random.Random(seed).choice(self._living()))
+
+    @property
+    def n_alive(self) -> int:
+        """Number of living features."""
+        return len(self._alive)
+
+    # ------------------------------------------------------------------- one feature's tables
+
+    def examples(self, feature: int, kind: ExampleKind | None = None) -> pd.DataFrame:
+        """A feature's examples, of one kind or all, by kind, interval and rank.
+
+        Beside the columns of examples.parquet: `document` (id), `tokens` (ids of the whole
+        sequence) and `texts` (the same as text); `positions` and `activations` say where in it the
+        feature fires. Raises `UserError` where there is no such feature.
+        """
+        known = self._known(feature)
+        rows = self._rows(
+            "WITH found AS (SELECT * FROM examples WHERE feature = $feature "
+            "AND ($kind IS NULL OR kind = $kind)) "
+            f"SELECT {', '.join(EXAMPLES.names)}, "
+            "(SELECT id FROM documents WHERE documents.doc = found.doc) AS document "
+            "FROM found ORDER BY kind, interval, rank",
+            {"feature": known, "kind": kind},
+        )
+        tokens = self.sequences(rows["sequence"].tolist())
+        rows["tokens"] = [tokens[sequence] for sequence in rows["sequence"]]
+        rows["texts"] = [self.texts(ids) for ids in rows["tokens"]]
+        return rows
+
+    def neighbours(self, feature: int) -> pd.DataFrame:
+        """Features with the nearest decoder directions, nearest first, and what they fire on."""
+        return self._rows(
+            "SELECT rank, neighbour, cosine, alive, density, max, top_tokens FROM neighbours "
+            "JOIN features ON features.feature = neighbour "
+            "WHERE neighbours.feature = $feature ORDER BY rank",
+            {"feature": self._known(feature)},
+        )
+
+    def tokens_for_feature(self, feature: int) -> pd.DataFrame:
+        """The tokens a feature fires on most, by summed activation."""
+        return self._rows(
+            "SELECT token, text, n, mean, max, share, rank_for_feature AS rank FROM tokens "
+            "JOIN vocabulary USING (token) "
+            "WHERE feature = $feature AND rank_for_feature IS NOT NULL ORDER BY rank",
+            {"feature": self._known(feature)},
+        )
+
+    # ------------------------------------------------------------------------- from a token
+
+    def features_for_token(self, token: int | str) -> pd.DataFrame:
+        """The features that fire most on a token, by summed activation.
+
+        A text is taken with and without a space before it, and may be the text of several tokens.
+        Raises `UserError` where there is no such token.
+        """
+        return self._rows(
+            "SELECT token, text, feature, n, tokens.mean, tokens.max, share, "
+            "rank_for_token AS rank, density, top_tokens FROM tokens "
+            "JOIN vocabulary USING (token) JOIN features USING (feature) "
+            "WHERE token IN (SELECT unnest($ids::INTEGER[])) AND rank_for_token IS NOT NULL "
+            "ORDER BY n * tokens.mean DESC, feature",
+            {"ids": self._token_ids(token)},
+        )
+
+    def tokens_like(self, text: str, limit: int = 50) -> pd.DataFrame:
+        """Tokens whose text contains `text`, in any case, shortest first."""
+        return self._rows(
+            "SELECT token, text, special FROM vocabulary WHERE contains(lowered, lower($text)) "
+            "ORDER BY length(text), token LIMIT $limit",
+            {"text": text, "limit": limit},
+        )
+
+    def search_text(self, text: str, limit: int = 50) -> pd.DataFrame:
+        """Features that fire on tokens whose text contains `text`, in any case.
+
+        `activation` is summed over those tokens (of the pairs that tokens.parquet keeps), `share`
+        is its share of the feature's summed activation. Sorted by the product of both, so that
+        neither features that fire once nor those that fire on everything come first. Raises
+        `UserError` for an empty text.
+        """
+        if not text:
+            raise UserError("a search needs part of a token's text; got nothing.")
+        return self._rows(SEARCH_TEXT, {"text": text, "limit": limit, "named": TEXTS_NAMED})
+
+    def texts(self, tokens: Sequence[int]) -> list[str]:
+        """The texts of token ids."""
+        return self._texts[np.asarray(tokens, dtype=np.int64)].tolist()
+
+    def sequences(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """The token ids of whole sequences, by number; reads only the row groups they are in."""
+        wanted = np.unique(np.asarray(numbers, dtype=np.int64))
+        groups = np.unique(np.searchsorted(self._first_sequences, wanted, "right") - 1)
+        if not len(wanted):
+            return {}
+        with (
+            self._explaining(),
+            pq.ParquetFile(self._file("sequences"), metadata=self._sequences) as file,
+        ):
+            table = file.read_row_groups(groups.tolist(), columns=["sequence", "tokens"])
+        table = table.filter(pa.array(np.isin(table["sequence"].to_numpy(), wanted)))
+        return dict(zip(table["sequence"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+
+    # ------------------------------------------------------------------------------ internals
+
+    def _file(self, table: str) -> Path:
+        return self.path / f"{table}.parquet"
+
+    def _known(self, feature: int) -> int:
+        if not 0 <= feature < self.n_features:
+            raise UserError(
+                f"there is no feature {feature}; this SAE has features 0 to {self.n_features - 1}."
+            )
+        return int(feature)
+
+    def _living(self) -> np.ndarray:
+        if not len(self._alive):
+            raise UserError(f"no feature of {self.path.parent} fires on any row of the index.")
+        return self._alive
+
+    def _token_ids(self, token: int | str) -> list[int]:
+        if isinstance(token, int):
+            if 0 <= token < len(self._texts):
+                return [token]
+            raise UserError(f"there is no token {token}; ids go from 0 to {len(self._texts) - 1}.")
+        found = self._rows(
+            "SELECT token FROM vocabulary WHERE text = $text OR text = ' ' || $text",
+            {"text": token},
+        )["token"].tolist()
+        if found:
+            return found
+        like = self.tokens_like(token, 5)["text"].tolist() if token else []
+        hint = f"these contain it: {', '.join(map(repr, like))}" if like else "none contains it"
+        raise UserError(f"{token!r} is no token of this vocabulary; {hint}.")
+
+    def _rows(self, query: str, asked: Mapping[str, Any]) -> pd.DataFrame:
+        return self._tables(query, asked).to_pandas()
+
+    def _tables(self, query: str, asked: Mapping[str, Any]) -> pa.Table:
+        with self._explaining(), self._engine.cursor() as cursor:
+            table = cursor.sql(query, params=dict(asked)).to_arrow_table()
+        assert table is not None, "a SELECT gives a table"
+        return table
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """A file that cannot be read is a `Failure` with a way out."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise Failure(
+                f"the index in {self.path} cannot be read ({str(error).splitlines()[0]}); delete "
+                f"it and run `lorgnette index {self.path.parent}`."
+            ) from error
+
+
+LOAD_FEATURES = """
+CREATE TABLE features AS
+SELECT
+    * EXCLUDE (histogram),
+    lower(array_to_string(list_concat(top_tokens, positive_tokens), chr(31))) AS named
+FROM read_parquet({file})
+"""
+
+LOAD_VOCABULARY = """
+CREATE TABLE vocabulary AS SELECT *, lower(text) AS lowered FROM read_parquet({file})
+"""
+
+SEARCH_TEXT = """
+SELECT
+    feature,
+    found.activation,
+    found.activation / (mean::DOUBLE * n_active) AS share,
+    n_tokens,
+    matched,
+    density,
+    max,
+    top_tokens
+FROM (
+    SELECT
+        feature,
+        sum(n * mean::DOUBLE) AS activation,
+        count(*) AS n_tokens,
+        list(text ORDER BY n * mean DESC, token)[:$named] AS matched
+    FROM tokens JOIN vocabulary USING (token)
+    WHERE contains(lowered, lower($text))
+    GROUP BY feature
+) AS found JOIN features USING (feature)
+ORDER BY found.activation * share DESC, feature
+LIMIT $limit
+"""
+
+
+def _quoted(path: Path) -> str:
+    return "'" + literal_path(path).replace("'", "''") + "'"
+
+
+def _row_group_minima(metadata: pq.FileMetaData) -> np.ndarray:
+    """The smallest value of the first column in each row group."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return np.array([group.column(0).statistics.min for group in groups], np.int64)

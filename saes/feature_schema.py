@@ -1,0 +1,204 @@
+"""The feature index on disk: what is asked (`IndexConfig`) and the seven Parquet files that answer.
+
+    features.parquet     a row a feature, sorted by feature
+    examples.parquet     sorted by feature, kind, interval, rank
+    sequences.parquet    every sequence of the store that was used, sorted
+    vocabulary.parquet   a row a token: the piece as shown
+    tokens.parquet       token <-> feature, sorted by token; the strongest pairs only
+    neighbours.parquet   a row a pair of features with near decoder directions, sorted by feature
+    documents.parquet    document number -> id
+
+Definitions, over all rows (kept tokens) that were used; a feature *fires* on a row where its code
+is greater than zero:
+
+- `n_active` rows it fires on; `density` = n_active / rows; `mean`, `sd` (population) and `max` are
+  over the rows it fires on and null for a dead feature.
+- `histogram[i]` counts firings in `(edge[i], edge[i + 1]]`, the edges being log-spaced, the same
+  for all features and recorded in the manifest as `histogram_edges`. The last edge is the largest
+  code there is, the first one the smallest, but at least one decade below the largest and at most
+  `HISTOGRAM_DECADES`; bin 0 also counts the codes at or below its lower edge.
+- `top_tokens`: the tokens with most summed activation; `top_token_shares`: their share of the
+  feature's summed activation.
+- `positive_*`, `negative_*`: the direct effect of one unit of the code on the logits
+  (`saes.feature_weights.logit_effects`); null where the site has no such reading.
+- Intervals are `intervals` equal-width bins `(0, max]` of each feature, closed above;
+  `interval_share` is the exact share of all its firings. An interval that never fires has no rows.
+- Examples show a sequence at most once within `top`, within `random` and within one interval: `top`
+  and `random` at the sequence's peak, an interval at the sequence's strongest firing inside it,
+  sequences that peak there being taken first. Equal activations: the earlier sequence and position.
+  `positions` and `activations` hold all of the feature's firings in the sequence.
+- `random` and interval examples are the first in the order of a seeded hash of (feature, sequence):
+  the same index each time, whatever the number of threads or partitions.
+- In `tokens.parquet` a pair is kept where one of its ranks (from 0, by summed activation) is below
+  `TOKEN_RANKS`; `rank_for_token` and `rank_for_feature` are null from there on. `share` is the
+  share of the token's occurrences on which the feature fires.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from probe.errors import UserError
+
+SCHEMA = 1
+"""Version of the tables; one that is not this is refused."""
+HISTOGRAM_DECADES = 4
+"""Orders of magnitude that the activation histogram spans at most."""
+TOP_TOKENS = 5
+"""Tokens named in a row of features.parquet."""
+TOKEN_RANKS = 32
+"""Pairs kept in tokens.parquet for each token and for each feature."""
+
+FEATURE_ROW_GROUP = 1024
+"""Rows of features.parquet that are read together."""
+EXAMPLE_ROW_GROUP = 4096
+"""Rows of examples.parquet that are read together: about fifty features."""
+ROW_GROUP = 16384
+"""Rows of the other tables that are read together."""
+SEQUENCE_TOKENS_IN_ROW_GROUP = 8192
+"""Tokens of sequences.parquet that are read together: a lookup is of single sequences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexConfig:
+    """What a feature index holds. Everything here is part of the name of its folder."""
+
+    top: int = 20
+    """Strongest examples of each feature, in sequences."""
+    intervals: int = 10
+    """Equal-width intervals between zero and a feature's largest activation."""
+    per_interval: int = 5
+    """Examples from each interval, in sequences."""
+    random: int = 10
+    """Random examples of each feature, in sequences on which it fires."""
+    neighbours: int = 10
+    """Features with the nearest decoder directions that are listed for each feature."""
+    logits: int = 10
+    """Tokens listed for each feature at each end of its effect on the logits."""
+    histogram_bins: int = 50
+    """Bins of the activation histogram, log-spaced."""
+    max_rows: int | None = None
+    """Rows of the store to use, rounded up to a whole sequence; None for all."""
+    batch_rows: int = 2048
+    """Rows encoded at a time."""
+    seed: int = 0
+    """Seed of the choice of random and interval examples."""
+
+    def run_config(self, *, sae: str, store: str, site: str) -> dict[str, Any]:
+        """The `config.json` of the index of an SAE (its weights' hash) on a store's site."""
+        asked = {"kind": "index", "schema": SCHEMA, "sae": sae, "store": store, "site": site}
+        return asked | asdict(self)
+
+    def __post_init__(self) -> None:
+        least = {"top": 1, "intervals": 1, "histogram_bins": 1, "batch_rows": 1, "max_rows": 1}
+        for field in fields(self):
+            value, low = getattr(self, field.name), least.get(field.name, 0)
+            if value is not None and value < low:
+                raise UserError(f"{field.name} of an index must be {low} or more; got {value}.")
+
+
+def literal_path(path: Path) -> str:
+    """A path as DuckDB takes it literally, though it hold wildcards."""
+    return re.sub(r"([\[*?])", r"[\1]", str(path))
+
+
+def _schema(columns: dict[str, Any]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+FEATURES = _schema(
+    {
+        "feature": pa.int32(),
+        "alive": pa.bool_(),
+        "n_active": pa.int64(),
+        "density": pa.float64(),
+        "mean": pa.float32(),
+        "sd": pa.float32(),
+        "max": pa.float32(),
+        "histogram": pa.list_(pa.int64()),
+        "top_tokens": pa.list_(pa.string()),
+        "top_token_shares": pa.list_(pa.float32()),
+        "positive_tokens": pa.list_(pa.string()),
+        "positive_logits": pa.list_(pa.float32()),
+        "negative_tokens": pa.list_(pa.string()),
+        "negative_logits": pa.list_(pa.float32()),
+        "decoder_norm": pa.float32(),
+        "encoder_decoder_cosine": pa.float32(),
+        "nearest_cosine": pa.float32(),
+    }
+)
+
+EXAMPLES = _schema(
+    {
+        "feature": pa.int32(),
+        "kind": pa.string(),
+        "interval": pa.int16(),
+        "interval_low": pa.float32(),
+        "interval_high": pa.float32(),
+        "interval_share": pa.float64(),
+        "rank": pa.int16(),
+        "activation": pa.float32(),
+        "sequence": pa.int32(),
+        "position": pa.int16(),
+        "doc": pa.int32(),
+        "token": pa.int32(),
+        "positions": pa.list_(pa.int16()),
+        "activations": pa.list_(pa.float32()),
+    }
+)
+
+SEQUENCES = _schema(
+    {"sequence": pa.int32(), "tokens": pa.list_(pa.int32()), "docs": pa.list_(pa.int32())}
+)
+
+VOCABULARY = _schema({"token": pa.int32(), "text": pa.string(), "special": pa.bool_()})
+
+TOKENS = _schema(
+    {
+        "token": pa.int32(),
+        "feature": pa.int32(),
+        "n": pa.int64(),
+        "mean": pa.float32(),
+        "max": pa.float32(),
+        "share": pa.float64(),
+        "rank_for_token": pa.int32(),
+        "rank_for_feature": pa.int32(),
+    }
+)
+
+NEIGHBOURS = _schema(
+    {
+        "feature": pa.int32(),
+        "rank": pa.int16(),
+        "neighbour": pa.int32(),
+        "cosine": pa.float32(),
+    }
+)
+
+DOCUMENTS = _schema({"doc": pa.int32(), "id": pa.string()})
+
+CODES = _schema(
+    {
+        "feature": pa.int32(),
+        "sequence": pa.int32(),
+        "position": pa.int16(),
+        "doc": pa.int32(),
+        "token": pa.int32(),
+        "value": pa.float32(),
+    }
+)
+"""Not part of the index: one firing, on its way from the encoder to the statistics."""
+
+TABLES = {
+    "features": FEATURES,
+    "examples": EXAMPLES,
+    "sequences": SEQUENCES,
+    "vocabulary": VOCABULARY,
+    "tokens": TOKENS,
+    "neighbours": NEIGHBOURS,
+    "documents": DOCUMENTS,
+}
+"""Every file of an index, by name without its ending."""

@@ -1,0 +1,472 @@
+"""Training SAEs on a stream of activations.
+
+One step (Gao et al. 2024, arXiv 2406.04093, and openai/sparse_autoencoder `train.py`):
+
+1. encode, keep the active latents, decode; the dead latents reconstruct the residual (AuxK);
+2. loss = squared error over the source's variance + alpha * AuxK (`saes.losses`);
+3. backward; project the gradient off the decoder rows; Adam; normalise the decoder rows;
+4. the tokens since each latent last fired go up by the batch, and to 0 where it fired. A latent is
+   dead once it has been silent for `dead_after_tokens`. This count belongs to training, not to the
+   model.
+
+The learning rate rises linearly over `warmup_steps` and falls linearly to 0 over the last
+`decay_share` of all steps.
+
+Several SAEs may share one stream: each job has its own run folder and its own state, sees each
+batch once, and does not depend on the others. Everything that decides the result is in the
+checkpoint (parameters, Adam's moments, random generator, silent counts, step = position in the
+data), and `metrics.jsonl` is cut back to the checkpoint's step, so a run killed at any moment ends
+with the same bits as one left alone, on one machine with one number of threads.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from probe.errors import Failure, UserError
+from probe.loader import ActivationSource
+from probe.runs import Run, atomic_path
+from saes.activations import Activation, TopK
+from saes.checkpoints import load_checkpoint, save_checkpoint
+from saes.folder import load_sae, save_sae
+from saes.losses import squared_error, total_variance, training_loss
+from saes.models import (
+    SaeConfig,
+    SparseAutoencoder,
+    fold_scale,
+    initialise,
+    normalise_decoder,
+    project_decoder_gradient,
+)
+from saes.types import TrainingOutput
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+MetricsRow = dict[str, int | float]
+"""One line of `metrics.jsonl`: numbers by name."""
+GOLDEN_ROWS = 32
+"""Rows of the source kept with the SAE to check it on every load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides what one training run does with its stream of batches."""
+
+    d_sae: int = 4608
+    """Number of latents."""
+    activation: Activation = TopK()  # noqa: RUF009 (frozen)
+    """What makes codes of pre-activations."""
+    steps: int = 500
+    """Batches to train on; the source decides how many rows a batch has."""
+    normalize: Literal["none", "scale", "layer_norm"] = "scale"
+    """`scale`: inputs times sqrt(d_in) / their mean norm, undone in the saved SAE, which reads raw
+    activations. `layer_norm`: every row standardised, in the saved SAE too (their code)."""
+    lr: float = 2e-3
+    """Adam's peak learning rate. For runs of 100 M tokens and more, 2e-4 / sqrt(d_sae / 2**14) is
+    usual (EleutherAI sparsify); short runs want more."""
+    warmup_steps: int = 50
+    """Steps of linear rise of the learning rate."""
+    decay_share: float = 0.2
+    """Share of all steps, at the end, over which the learning rate falls to 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates. Gao et al. 2024, code."""
+    eps: float = 6.25e-10
+    """Adam's epsilon. Gao et al. 2024, code."""
+    k_aux: int = 256
+    """Dead latents that reconstruct the residual of a row, at most. Gao et al. 2024, code."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the AuxK term; 0 turns it off. Gao et al. 2024, appendix A.2."""
+    dead_after_tokens: int = 200_000
+    """Tokens without firing after which a latent is dead. Gao et al. 2024: 10 M, of billions."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the dense product that chooses latents; bfloat16 is faster where the processor
+    has it. The chosen values, all gradients and all parameters are float32 either way."""
+    init_rows: int = 8192
+    """Rows sampled for geometric median, variance and scale. Gao et al. 2024, code: 32,768."""
+    seed: int = 0
+    """Seed of the random decoder."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "init_rows", "log_every", "checkpoint_every", "dead_after_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.lr > 0 or self.warmup_steps < 0 or not 0 <= self.decay_share <= 1:
+            raise UserError(
+                f"lr must be above 0, warmup_steps at least 0 and decay_share between 0 and 1; got "
+                f"{self.lr}, {self.warmup_steps} and {self.decay_share}."
+            )
+        if self.k_aux < 1 or self.auxk_alpha < 0:
+            raise UserError(
+                f"k_aux must be at least 1 and auxk_alpha at least 0, got {self.k_aux} and "
+                f"{self.auxk_alpha}; auxk_alpha = 0 turns AuxK off."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One SAE to train: where it is written and how it is trained."""
+
+    run: Run
+    """Its folder, made by `Run.create`."""
+    config: TrainConfig
+    """How it is trained."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What `cfg.json` says of where the SAE belongs: see `saes.folder.save_sae`."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of what it was made from, by name, for the manifest."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """All that changes during training, and the two numbers measured before it."""
+
+    sae: SparseAutoencoder
+    optimizer: torch.optim.Adam
+    parameters: dict[str, Tensor]
+    """What the optimiser steps: see `optimised_parameters`."""
+    generator: torch.Generator
+    """Source of all randomness of the run."""
+    silent_tokens: Int[Tensor, " s"]
+    """Tokens since each latent last fired."""
+    scale: float
+    """Factor on the inputs (1 unless `normalize` is `scale`)."""
+    variance: float
+    """Total variance of the source in raw units: mean of |x - mean|^2 over the sample."""
+    loss_variance: float
+    """The same of what the loss is taken on (scaled or standardised rows)."""
+    step: int = 0
+    """Steps done; the next batch's number."""
+    tokens: int = 0
+    """Rows seen."""
+    seconds: float = 0.0
+    """Time spent in steps."""
+
+
+def fit(
+    jobs: Sequence[Job], source: ActivationSource, *, device: str = "cpu", progress: bool = True
+) -> list[SparseAutoencoder]:
+    """Train every job's SAE on one pass through `source`, write their folders, return the SAEs.
+
+    Complete runs are loaded, incomplete ones resumed. Raises `UserError` where a config does not
+    fit the source, `Failure` where activations or the loss are not finite.
+    """
+    with contextlib.ExitStack() as held:
+        for job in jobs:
+            held.enter_context(job.run.lock())
+        sample = functools.cache(functools.partial(sample_rows, source))
+        waiting = [job for job in jobs if not job.run.complete]
+        training = [(job, start(job, source.d, sample, device)) for job in waiting]
+        train(training, source, sample, progress)
+    return [load_sae(job.run.path) for job in jobs]
+
+
+def sample_rows(source: ActivationSource, n: int) -> Float[Tensor, "n d"]:
+    """`n` rows of the source, or all where it has fewer."""
+    return source.sample(n if source.n_rows is None else min(n, source.n_rows))
+
+
+def train(
+    training: Sequence[tuple[Job, TrainState]],
+    source: ActivationSource,
+    sample: Callable[[int], Float[Tensor, "n d"]],
+    progress: bool,
+) -> None:
+    """Take every state to its job's last step, and finish each job as it gets there.
+
+    The stream starts where the job that is furthest behind stands; the others wait for it.
+    """
+    for job, state in training:
+        if state.step == job.config.steps:
+            finish(job, state, sample)
+    training = [(job, state) for job, state in training if not job.run.complete]
+    if not training:
+        return
+    first = min(state.step for _, state in training)
+    last = max(job.config.steps for job, _ in training)
+    with tqdm(total=last, initial=first, desc="train", unit="step", disable=not progress) as bar:
+        for step, x in zip(range(first, last), source.batches(first), strict=False):
+            for job, state in training:
+                if state.step == step < job.config.steps:
+                    bar.set_postfix(advance(job, state, x), refresh=False)
+                    if state.step == job.config.steps:
+                        finish(job, state, sample)
+            bar.update()
+
+
+def start(
+    job: Job, d_in: int, sample: Callable[[int], Float[Tensor, "n d"]], device: str
+) -> TrainState:
+    """The state a job begins with: its newest checkpoint's, or a fresh one."""
+    checkpoint = load_checkpoint(job.run.path)
+    state = (
+        fresh_state(job.config, sample(job.config.init_rows), device)
+        if checkpoint is None
+        else restored_state(job.config, d_in, *checkpoint, device)
+    )
+    cut_metrics(job.run.path / METRICS, state.step)
+    return state
+
+
+def advance(job: Job, state: TrainState, x: Float[Tensor, "b d"]) -> dict[str, str]:
+    """One step of one job, with what is logged and kept of it; returns numbers for the bar."""
+    began = time.perf_counter()
+    metrics = train_step(state, x, job.config)
+    spent = time.perf_counter() - began
+    state.seconds += spent
+    timing = {"tokens_per_s": len(x) / spent, "seconds": state.seconds}
+    done = state.step == job.config.steps
+    if done or state.step % job.config.log_every == 0:
+        append_metrics(job.run.path / METRICS, metrics | timing)
+    if done or state.step % job.config.checkpoint_every == 0:
+        save_checkpoint(job.run.path, state.step, *state_contents(state))
+    shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "fvu", "l0", "dead_share")}
+    return shown | {"tokens/s": f"{timing['tokens_per_s']:,.0f}"}
+
+
+def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) -> MetricsRow:
+    """Train on one batch; returns its metrics. Raises `Failure` where the loss is not finite."""
+    sae, optimizer = state.sae, state.optimizer
+    x = x.to(sae.W_dec.device)
+    is_dead = state.silent_tokens >= config.dead_after_tokens
+    dead = is_dead.nonzero().squeeze(1) if config.auxk_alpha else is_dead.new_zeros(0).long()
+    output = sae.training_forward(
+        x * state.scale,
+        dead=dead,
+        k_aux=config.k_aux,
+        encoder_dtype=getattr(torch, config.encoder_dtype),
+    )
+    loss = training_loss(output, variance=state.loss_variance, auxk_alpha=config.auxk_alpha)
+    if not loss.is_finite():
+        raise Failure(
+            f"the loss is {float(loss.total.detach())} at step {state.step + 1}; train with a lower "
+            f"lr (it is {config.lr}) or a longer warmup, and look for outliers in the activations."
+        )
+    lr = set_lr(optimizer, config, state.step)
+    sae.zero_grad(set_to_none=True)
+    loss.total.backward()
+    project_decoder_gradient(sae)
+    share_gradients(state)
+    optimizer.step()
+    normalise_decoder(sae)
+    count_silence(state.silent_tokens, output)
+    state.step += 1
+    state.tokens += len(x)
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        **loss.metrics(),
+        "fvu": raw_error(state, x, output) / state.variance,
+        "l0": float((output.codes.values > 0).sum() / max(1, len(x))),
+        "dead_share": float(is_dead.float().mean()),
+        "lr": lr,
+    }
+
+
+def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+    """Set and return the learning rate of step number `step` (from 0)."""
+    rise = (step + 1) / max(1, config.warmup_steps)
+    fall = (config.steps - step) / max(1.0, config.decay_share * config.steps)
+    lr = config.lr * min(1.0, rise, fall)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+@torch.no_grad()
+def count_silence(silent_tokens: Int[Tensor, " s"], output: TrainingOutput) -> None:
+    """Add the batch to every latent's silence, and end that of the latents that fired in it."""
+    codes = output.codes
+    silent_tokens += len(codes.values)
+    silent_tokens[codes.indices[codes.values > 0]] = 0
+
+
+@torch.no_grad()
+def raw_error(state: TrainState, x: Float[Tensor, "b d"], output: TrainingOutput) -> float:
+    """Mean of |x - xhat|^2 over the batch in raw units, the normalisation undone."""
+    errors = squared_error(output.target, output.reconstruction) / state.scale**2
+    if state.sae.config.normalize == "layer_norm":
+        errors = errors * x.float().var(-1)
+    return float(errors.mean())
+
+
+def fresh_state(config: TrainConfig, sample: Float[Tensor, "n d"], device: str) -> TrainState:
+    """The state before the first step, from a sample of the source."""
+    sample = sample.float()
+    d_in = sample.shape[1]
+    mean_norm = float(torch.linalg.vector_norm(sample, dim=1).double().mean())
+    variance = total_variance(sample)
+    if not (math.isfinite(variance) and variance > 0):
+        raise Failure(
+            f"the activations' variance over a sample of {len(sample)} rows is {variance}; capture "
+            "them again, in float32 where the model overflows in half precision."
+        )
+    scale = math.sqrt(d_in) / mean_norm if config.normalize == "scale" else 1.0
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = make_sae(config, d_in)
+    initialise(sae, sample * scale, generator)
+    target = sae.training_input(sample * scale)
+    parameters = optimised_parameters(sae.to(device))
+    return TrainState(
+        sae=sae,
+        optimizer=make_optimizer(parameters, config),
+        parameters=parameters,
+        generator=generator,
+        silent_tokens=torch.zeros(config.d_sae, dtype=torch.long, device=device),
+        scale=scale,
+        variance=variance,
+        loss_variance=total_variance(target),
+    )
+
+
+def make_sae(config: TrainConfig, d_in: int) -> SparseAutoencoder:
+    """The SAE that `config` trains, all parameters zero."""
+    return SparseAutoencoder(
+        SaeConfig(
+            d_in=d_in,
+            d_sae=config.d_sae,
+            activation=config.activation,
+            normalize="layer_norm" if config.normalize == "layer_norm" else "none",
+        )
+    )
+
+
+def optimised_parameters(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """The SAE's parameters by name, `W_enc` as the contiguous matrix that it is a view of.
+
+    The fused Adam step would copy a transposed parameter on every call.
+    """
+    parameters: dict[str, Tensor] = dict(sae.named_parameters())
+    return parameters | {"W_enc": nn.Parameter(sae.W_enc.detach().T)}
+
+
+def share_gradients(state: TrainState) -> None:
+    """Show the optimiser the gradient of `W_enc`, transposed as the parameter is."""
+    assert state.sae.W_enc.grad is not None, "no gradient: call backward first"
+    state.parameters["W_enc"].grad = state.sae.W_enc.grad.T
+
+
+def make_optimizer(parameters: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Adam:
+    """Adam in one fused pass over the parameters."""
+    return torch.optim.Adam(
+        parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def state_contents(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a checkpoint holds: tensors and numbers."""
+    tensors = {
+        "silent_tokens": state.silent_tokens,
+        "generator": state.generator.get_state(),
+    }
+    for name, parameter in state.parameters.items():
+        tensors[f"parameter.{name}"] = parameter.detach()
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = state.optimizer.state[parameter][moment]
+    names = ("scale", "variance", "loss_variance", "tokens", "seconds")
+    return tensors, {name: getattr(state, name) for name in names}
+
+
+@torch.no_grad()
+def restored_state(
+    config: TrainConfig,
+    d_in: int,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Any],
+    device: str,
+) -> TrainState:
+    """The state a checkpoint holds. Raises `UserError` where the source has another width."""
+    found = tensors["parameter.b_dec"].shape[0]
+    if found != d_in:
+        raise UserError(
+            f"the checkpoint is of an SAE for activations of width {found} and the source has "
+            f"width {d_in}; train on the source it was started on."
+        )
+    sae = make_sae(config, d_in).to(device)
+    parameters = optimised_parameters(sae)
+    optimizer = make_optimizer(parameters, config)
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"parameter.{name}"])
+        optimizer.state[parameter] = {
+            moment: tensors[f"{moment}.{name}"].clone().to(device) for moment in MOMENTS
+        }
+    generator = torch.Generator()
+    generator.set_state(tensors["generator"])
+    return TrainState(
+        sae=sae,
+        optimizer=optimizer,
+        parameters=parameters,
+        generator=generator,
+        silent_tokens=tensors["silent_tokens"].clone().to(device),
+        scale=numbers["scale"],
+        variance=numbers["variance"],
+        loss_variance=numbers["loss_variance"],
+        step=numbers["step"],
+        tokens=numbers["tokens"],
+        seconds=numbers["seconds"],
+    )
+
+
+def finish(job: Job, state: TrainState, sample: Callable[[int], Float[Tensor, "n d"]]) -> None:
+    """Fold the scale into the SAE, write its folder and the manifest."""
+    sae = state.sae
+    device = str(sae.W_dec.device)
+    sae.cpu()
+    normalise_decoder(sae)
+    fold_scale(sae, state.scale)
+    save_sae(sae, job.run.path, metadata=job.metadata, golden_x=sample(GOLDEN_ROWS))
+    last = read_metrics(job.run.path / METRICS)[-1]
+    kept = ("tokens", "loss", "fvu", "l0", "dead_share", "seconds")
+    shape = {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "k": sae.config.activation.k}
+    job.run.finish(
+        summary=shape | {"steps": state.step} | {name: last[name] for name in kept},
+        inputs=dict(job.inputs),
+        seeds={"train": job.config.seed},
+        device=device,
+    )
+
+
+def append_metrics(path: Path, row: MetricsRow) -> None:
+    """Add one row to `metrics.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """The rows of `metrics.jsonl`; a last line that a killed process left unfinished is ignored."""
+    if not path.is_file():
+        return []
+    return list(_whole_rows(path.read_text().splitlines(keepends=True)))
+
+
+def _whole_rows(lines: Sequence[str]) -> Iterator[MetricsRow]:
+    for line in lines:
+        if not line.endswith("\n"):
+            return
+        yield json.loads(line)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the rows after `step`: those steps are about to be done again."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,107 @@
+"""Every sparse form equals its dense reference, values and gradients, at awkward sizes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from saes import kernels
+from saes.kernels import (
+    _SparseDecode,
+    _SparsePreActivations,
+    decode_reference,
+    pre_activations_at_reference,
+    row_products,
+    transposed_product,
+    weighted_rows,
+)
+
+# (rows, d, s, k): a width that is no power of two, k = s, one row, one latent, an empty batch.
+SIZES = [(7, 48, 96, 5), (4, 16, 8, 8), (1, 48, 33, 3), (5, 3, 1, 1), (0, 48, 96, 5), (64, 8, 9, 4)]
+
+
+def distinct(b: int, s: int, k: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(b, s, generator=generator).argsort(1)[:, :k]
+
+
+def make(size: tuple[int, int, int, int], padding: bool) -> dict[str, Tensor]:
+    b, d, s, k = size
+    generator = torch.Generator().manual_seed(sum(size))
+    made = {
+        "x": torch.randn(b, d, generator=generator),
+        "b_dec": torch.randn(d, generator=generator),
+        "W_enc": torch.randn(s, d, generator=generator).T,
+        "b_enc": torch.randn(s, generator=generator),
+        "W_dec": torch.randn(s, d, generator=generator),
+        "values": torch.rand(b, k, generator=generator),
+    }
+    for tensor in made.values():
+        tensor.requires_grad_()
+    made["indices"] = distinct(b, s, k, generator)
+    if padding:
+        with torch.no_grad():
+            made["values"][:, k // 2 :] = 0
+            made["indices"][:, k // 2 :] = 0
+    return made
+
+
+def gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weights = torch.sin(torch.arange(out.numel()).float()).view(out.shape)
+    return list(torch.autograd.grad((out * weights).sum(), inputs))
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_decode_equals_reference(size: tuple[int, int, int, int], padding: bool) -> None:
+    m = make(size, padding)
+    inputs = [m["values"], m["W_dec"]]
+    fast = _SparseDecode.apply(m["values"], m["indices"], m["W_dec"])
+    slow = decode_reference(m["values"], m["indices"], m["W_dec"])
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+    for a, b in zip(gradients(fast, inputs), gradients(slow, inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_pre_activations_equal_reference(size: tuple[int, int, int, int], padding: bool) -> None:
+    m = make(size, padding)
+    inputs = [m["x"], m["b_dec"], m["W_enc"], m["b_enc"]]
+    slow = pre_activations_at_reference(*inputs, m["indices"])
+    for known in (None, slow.detach()):
+        fast = _SparsePreActivations.apply(*inputs, m["indices"], known)
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        slow_gradients = gradients(pre_activations_at_reference(*inputs, m["indices"]), inputs)
+        for a, b in zip(gradients(fast, inputs), slow_gradients, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_latent_in_every_row_and_one_in_none() -> None:
+    weights = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    indices = torch.tensor([[0, 1], [1, 3], [1, 0]])
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    # Latent 0: 1*[1,0] + 6*[1,1]; 1: 2*[1,0] + 3*[0,1] + 5*[1,1]; 2: none; 3: 4*[0,1].
+    expected = [[7, 6], [7, 8], [0, 0], [0, 4]]
+    assert transposed_product(weights, indices, rows, 4).tolist() == expected
+    W = torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [5.0, 6.0]])
+    assert row_products(rows, W, indices).tolist() == [[1, 3], [4, 6], [7, 3]]
+    assert weighted_rows(weights, indices, W)[0].tolist() == [7, 10]  # 1*[1,2] + 2*[3,4]
+
+
+def test_the_dense_form_takes_over_where_codes_are_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = make((7, 48, 96, 5), False)
+    monkeypatch.setattr(kernels, "DENSE_SHARE", 0.0)
+    dense = kernels.decode(m["values"], m["indices"], m["W_dec"])
+    monkeypatch.setattr(kernels, "DENSE_SHARE", 1.0)
+    sparse = kernels.decode(m["values"], m["indices"], m["W_dec"])
+    assert dense.grad_fn is not None and "SparseDecode" not in dense.grad_fn.name()
+    assert sparse.grad_fn is not None and "SparseDecode" in sparse.grad_fn.name()
+    torch.testing.assert_close(dense, sparse)
+
+
+def test_gradients_have_their_parameters_layout() -> None:
+    m = make((7, 48, 96, 5), False)
+    out = _SparsePreActivations.apply(
+        m["x"], m["b_dec"], m["W_enc"], m["b_enc"], m["indices"], None
+    )
+    (gradient,) = torch.autograd.grad(out.sum(), [m["W_enc"]])
+    assert gradient.stride() == m["W_enc"].stride()
