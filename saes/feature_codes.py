@@ -8,7 +8,6 @@ later read from all pieces by their row groups' minima and maxima, without readi
 """
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from probe.runs import atomic_path
 from probe.store import ActivationStore, Shard
 from saes.feature_schema import CODES, SEQUENCE_TOKENS_IN_ROW_GROUP, SEQUENCES, IndexConfig
 from saes.models import SparseAutoencoder
-
-logger = logging.getLogger(__name__)
 
 PIECE_BATCHES = 16
 """Batches in one piece: what is sorted in memory, and the most that a killed pass does again."""

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from probe.errors import Failure, UserError
 from probe.runs import Run
-from saes.feature_schema import EXAMPLES, FEATURES, SCHEMA, TABLES, literal_path
+from saes.feature_schema import FEATURES, SCHEMA, TABLES, literal_path
+from saes.sorted_parquet import SortedParquet
 
 ExampleKind = Literal["top", "interval", "random"]
 
@@ -52,18 +53,20 @@ class FeatureIndex:
         self.n_features: int = self.summary["n_features"]
         self.histogram_edges: list[float] = self.summary["histogram_edges"]
         self._engine = duckdb.connect(":memory:")
-        self._engine.execute("SET parquet_metadata_cache = true")
         with self._explaining():
-            for table in ("examples", "tokens", "neighbours", "documents", "histograms"):
-                source = self._file("features" if table == "histograms" else table)
-                self._engine.execute(f"CREATE VIEW {table} AS FROM read_parquet({_quoted(source)})")
+            file = _quoted(self._file("tokens"))
+            self._engine.execute(f"CREATE VIEW tokens AS FROM read_parquet({file})")
             self._engine.execute(LOAD_FEATURES.format(file=_quoted(self._file("features"))))
             self._engine.execute(LOAD_VOCABULARY.format(file=_quoted(self._file("vocabulary"))))
             texts = pq.read_table(self._file("vocabulary"), columns=["text"])["text"]
-            self._sequences = pq.read_metadata(self._file("sequences"))
+            self._features = SortedParquet(self._file("features"), "feature")
+            self._examples = SortedParquet(self._file("examples"), "feature")
+            self._neighbours = SortedParquet(self._file("neighbours"), "feature")
+            self._tokens = SortedParquet(self._file("tokens"), "token")
+            self._sequences = SortedParquet(self._file("sequences"), "sequence")
+            self._documents = SortedParquet(self._file("documents"), "doc")
         self._texts = np.array(texts.to_pylist(), dtype=object)
-        self._first_sequences = _row_group_minima(self._sequences)
-        alive = self._rows("SELECT feature FROM features WHERE alive ORDER BY feature", {})
+        alive = self._rows("SELECT feature FROM features WHERE alive ORDER BY feature")
         self._alive = alive["feature"].to_numpy()
 
     @staticmethod
@@ -100,7 +103,7 @@ class FeatureIndex:
 
     def numbers(self) -> pd.DataFrame:
         """The numbers of all features, one row a feature, in order."""
-        return self._rows(f"SELECT {', '.join(NUMBERS)} FROM features ORDER BY feature", {})
+        return self._rows(f"SELECT {', '.join(NUMBERS)} FROM features ORDER BY feature")
 
     def table(
         self,
@@ -145,27 +148,26 @@ class FeatureIndex:
             conditions.append("list_contains($among::INTEGER[], feature)")
             asked["among"] = [int(feature) for feature in among]
         where = " AND ".join(conditions)
-        counted = self._tables(f"SELECT count(*) AS n FROM features WHERE {where}", asked)
+        total = self._rows(f"SELECT count(*) AS n FROM features WHERE {where}", asked)
         order = "DESC" if descending else "ASC"
+        by = f"{sort} {order} NULLS LAST, feature"
+        # Sorted without its lists, which are fetched for the page only.
         rows = self._rows(
-            f"SELECT {', '.join(TABLE_COLUMNS)} FROM features WHERE {where} "
-            f"ORDER BY {sort} {order} NULLS LAST, feature LIMIT $limit OFFSET $offset",
+            f"WITH page AS (SELECT feature FROM features WHERE {where} "
+            f"ORDER BY {by} LIMIT $limit OFFSET $offset) "
+            f"SELECT {', '.join(TABLE_COLUMNS)} FROM features "
+            f"WHERE feature IN (FROM page) ORDER BY {by}",
             asked | {"limit": limit, "offset": offset},
         )
-        return FeaturePage(rows=rows, total=counted["n"][0].as_py())
+        return FeaturePage(rows=rows, total=int(total["n"].iloc[0]))
 
     def feature(self, feature: int) -> dict[str, Any]:
         """A feature's row of features.parquet, its histogram with it; None for null.
 
         Raises `UserError` where there is no such feature.
         """
-        return self._tables(
-            f"SELECT {', '.join(FEATURES.names)} FROM "
-            "(SELECT * EXCLUDE (named) FROM features WHERE feature = $feature) "
-            "JOIN (SELECT feature, histogram FROM histograms WHERE feature = $feature) "
-            "USING (feature)",
-            {"feature": self._known(feature)},
-        ).to_pylist()[0]
+        with self._explaining():
+            return self._features.read([self._known(feature)]).to_pylist()[0]
 
     def next_alive(self, feature: int) -> int:
         """The living feature that follows, the first one after the last."""
@@ -195,15 +197,13 @@ class FeatureIndex:
         sequence) and `texts` (the same as text); `positions` and `activations` say where in it the
         feature fires. Raises `UserError` where there is no such feature.
         """
-        known = self._known(feature)
-        rows = self._rows(
-            "WITH found AS (SELECT * FROM examples WHERE feature = $feature "
-            "AND ($kind IS NULL OR kind = $kind)) "
-            f"SELECT {', '.join(EXAMPLES.names)}, "
-            "(SELECT id FROM documents WHERE documents.doc = found.doc) AS document "
-            "FROM found ORDER BY kind, interval, rank",
-            {"feature": known, "kind": kind},
-        )
+        with self._explaining():
+            rows = self._examples.read([self._known(feature)]).to_pandas()
+            if kind is not None:
+                rows = rows[rows["kind"] == kind].reset_index(drop=True)
+            found = self._documents.read(rows["doc"].tolist())
+        documents = dict(zip(found["doc"].to_pylist(), found["id"].to_pylist(), strict=True))
+        rows["document"] = [documents.get(doc) for doc in rows["doc"]]
         tokens = self.sequences(rows["sequence"].tolist())
         rows["tokens"] = [tokens[sequence] for sequence in rows["sequence"]]
         rows["texts"] = [self.texts(ids) for ids in rows["tokens"]]
@@ -211,21 +211,23 @@ class FeatureIndex:
 
     def neighbours(self, feature: int) -> pd.DataFrame:
         """Features with the nearest decoder directions, nearest first, and what they fire on."""
+        with self._explaining():
+            near = self._neighbours.read([self._known(feature)])
         return self._rows(
-            "SELECT rank, neighbour, cosine, alive, density, max, top_tokens FROM neighbours "
-            "JOIN features ON features.feature = neighbour "
-            "WHERE neighbours.feature = $feature ORDER BY rank",
-            {"feature": self._known(feature)},
+            "SELECT rank, neighbour, cosine, alive, density, max, top_tokens FROM given "
+            "JOIN features ON features.feature = neighbour ORDER BY rank",
+            given=near,
         )
 
     def tokens_for_feature(self, feature: int) -> pd.DataFrame:
         """The tokens a feature fires on most, by summed activation."""
-        return self._rows(
-            "SELECT token, text, n, mean, max, share, rank_for_feature AS rank FROM tokens "
-            "JOIN vocabulary USING (token) "
+        rows = self._rows(
+            "SELECT token, n, mean, max, share, rank_for_feature AS rank FROM tokens "
             "WHERE feature = $feature AND rank_for_feature IS NOT NULL ORDER BY rank",
             {"feature": self._known(feature)},
         )
+        rows.insert(1, "text", self.texts(rows["token"].tolist()))
+        return rows
 
     # ------------------------------------------------------------------------- from a token
 
@@ -235,13 +237,14 @@ class FeatureIndex:
         A text is taken with and without a space before it, and may be the text of several tokens.
         Raises `UserError` where there is no such token.
         """
+        with self._explaining():
+            pairs = self._tokens.read(self._token_ids(token))
         return self._rows(
-            "SELECT token, text, feature, n, tokens.mean, tokens.max, share, "
-            "rank_for_token AS rank, density, top_tokens FROM tokens "
+            "SELECT token, text, feature, n, given.mean, given.max, share, "
+            "rank_for_token AS rank, density, top_tokens FROM given "
             "JOIN vocabulary USING (token) JOIN features USING (feature) "
-            "WHERE token IN (SELECT unnest($ids::INTEGER[])) AND rank_for_token IS NOT NULL "
-            "ORDER BY n * tokens.mean DESC, feature",
-            {"ids": self._token_ids(token)},
+            "WHERE rank_for_token IS NOT NULL ORDER BY n * given.mean DESC, feature",
+            given=pairs,
         )
 
     def tokens_like(self, text: str, limit: int = 50) -> pd.DataFrame:
@@ -270,17 +273,9 @@ class FeatureIndex:
 
     def sequences(self, numbers: Sequence[int]) -> dict[int, list[int]]:
         """The token ids of whole sequences, by number; reads only the row groups they are in."""
-        wanted = np.unique(np.asarray(numbers, dtype=np.int64))
-        groups = np.unique(np.searchsorted(self._first_sequences, wanted, "right") - 1)
-        if not len(wanted):
-            return {}
-        with (
-            self._explaining(),
-            pq.ParquetFile(self._file("sequences"), metadata=self._sequences) as file,
-        ):
-            table = file.read_row_groups(groups.tolist(), columns=["sequence", "tokens"])
-        table = table.filter(pa.array(np.isin(table["sequence"].to_numpy(), wanted)))
-        return dict(zip(table["sequence"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+        with self._explaining():
+            found = self._sequences.read(numbers, ["sequence", "tokens"])
+        return dict(zip(found["sequence"].to_pylist(), found["tokens"].to_pylist(), strict=True))
 
     # ------------------------------------------------------------------------------ internals
 
@@ -314,14 +309,14 @@ class FeatureIndex:
         hint = f"these contain it: {', '.join(map(repr, like))}" if like else "none contains it"
         raise UserError(f"{token!r} is no token of this vocabulary; {hint}.")
 
-    def _rows(self, query: str, asked: Mapping[str, Any]) -> pd.DataFrame:
-        return self._tables(query, asked).to_pandas()
-
-    def _tables(self, query: str, asked: Mapping[str, Any]) -> pa.Table:
+    def _rows(
+        self, query: str, asked: Mapping[str, Any] | None = None, *, given: pa.Table | None = None
+    ) -> pd.DataFrame:
+        """What a query gives; `given` is a table that it may call so."""
         with self._explaining(), self._engine.cursor() as cursor:
-            table = cursor.sql(query, params=dict(asked)).to_arrow_table()
-        assert table is not None, "a SELECT gives a table"
-        return table
+            if given is not None:
+                cursor.register("given", given)
+            return cursor.execute(query, dict(asked or {})).df()
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -348,35 +343,35 @@ CREATE TABLE vocabulary AS SELECT *, lower(text) AS lowered FROM read_parquet({f
 """
 
 SEARCH_TEXT = """
-SELECT
-    feature,
-    found.activation,
-    found.activation / (mean::DOUBLE * n_active) AS share,
-    n_tokens,
-    matched,
-    density,
-    max,
-    top_tokens
-FROM (
-    SELECT
-        feature,
-        sum(n * mean::DOUBLE) AS activation,
-        count(*) AS n_tokens,
-        list(text ORDER BY n * mean DESC, token)[:$named] AS matched
+WITH pairs AS (
+    SELECT feature, token, text, n * tokens.mean::DOUBLE AS activation
     FROM tokens JOIN vocabulary USING (token)
     WHERE contains(lowered, lower($text))
-    GROUP BY feature
-) AS found JOIN features USING (feature)
-ORDER BY found.activation * share DESC, feature
-LIMIT $limit
+),
+best AS (
+    SELECT
+        feature,
+        found.activation,
+        found.activation / (mean::DOUBLE * n_active) AS share,
+        n_tokens,
+        density,
+        max,
+        top_tokens
+    FROM (
+        SELECT feature, sum(activation) AS activation, count(*) AS n_tokens
+        FROM pairs GROUP BY feature
+    ) AS found JOIN features USING (feature)
+    ORDER BY found.activation * share DESC, feature
+    LIMIT $limit
+)
+SELECT feature, best.activation, share, n_tokens, matched, density, max, top_tokens
+FROM best JOIN (
+    SELECT feature, list(text ORDER BY activation DESC, token)[:$named] AS matched
+    FROM pairs WHERE feature IN (SELECT feature FROM best) GROUP BY feature
+) USING (feature)
+ORDER BY best.activation * share DESC, feature
 """
 
 
 def _quoted(path: Path) -> str:
     return "'" + literal_path(path).replace("'", "''") + "'"
-
-
-def _row_group_minima(metadata: pq.FileMetaData) -> np.ndarray:
-    """The smallest value of the first column in each row group."""
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    return np.array([group.column(0).statistics.min for group in groups], np.int64)

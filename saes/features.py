@@ -14,7 +14,6 @@ Steps 1 and 2 go on where a killed build stopped, and give the same bytes of eve
 
 import contextlib
 import errno
-import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
@@ -58,8 +57,6 @@ from saes.feature_weights import Nearest, decoder_neighbours, logit_effects, uni
 from saes.models import SparseAutoencoder
 
 __all__ = ["BuildLimits", "FeatureIndex", "IndexConfig", "build_index"]
-
-logger = logging.getLogger(__name__)
 
 WORK_DIR = "work"
 """Folder of temporary files inside the run, removed before the manifest is written."""

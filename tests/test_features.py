@@ -39,13 +39,15 @@ from saes.feature_tables import (
 from saes.feature_weights import decoder_neighbours, logit_effects
 from saes.features import build_index
 from saes.models import SaeConfig, SparseAutoencoder
+from saes.sorted_parquet import SortedParquet
 
 SITE = "resid_post.1"
 D_IN, D_SAE, CONTEXT, N_TOKENS, SPECIAL = 6, 24, 9, 30, 0
 DEAD = (5, 23)
 FIRES_ONCE = 11
 VOCABULARY = [
-    f"{' ' * (i % 3 == 0)}{word}{i}" for i, word in enumerate(["ab", "Cd", "naïve", "<x>", "."] * 6)
+    f"{' ' * (i % 3 == 0)}{word}{i}"
+    for i, word in enumerate(["ab", "Cd", "caf\u00e9", "<x>", "."] * 6)
 ]
 CONFIG = IndexConfig(
     top=3, intervals=4, per_interval=2, random=3, neighbours=5, logits=3, histogram_bins=6,
@@ -740,7 +742,7 @@ def test_feature_is_its_row(index):
     descending=st.booleans(),
     alive=st.sampled_from([None, True, False]),
     density=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
-    text=st.sampled_from(["", "AB", "cd1", "ï", "<x>", "absent", "%", "_", "'"]),
+    text=st.sampled_from(["", "AB", "cd1", "F\u00c9", "<x>", "absent", "%", "_", "'"]),
     among=st.none() | st.lists(st.integers(0, D_SAE - 1), max_size=10),
     limit=st.integers(0, 30),
     offset=st.integers(0, 30),
@@ -800,6 +802,25 @@ def test_sequences_come_from_any_row_group(tmp_path, store, monkeypatch):
     assert index.sequences([]) == {}
     for wanted in ([0], [52, 0, 31, 31], list(range(53))):
         assert index.sequences(wanted) == {i: expected[i] for i in wanted}
+
+
+@given(
+    keys=st.lists(st.integers(-3, 12), max_size=40).map(sorted),
+    wanted=st.lists(st.integers(-5, 15), max_size=5),
+    row_group=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_sorted_lookups_equal_a_filter(tmp_path_factory, keys, wanted, row_group):
+    path = tmp_path_factory.mktemp("sorted") / "file.parquet"
+    numbers = list(range(len(keys)))
+    rows = pa.table({"key": pa.array(keys, pa.int32()), "n": pa.array(numbers, pa.int64())})
+    pq.write_table(rows, path, row_group_size=row_group)
+    file = SortedParquet(path, "key")
+    expected = [n for key, n in zip(keys, numbers, strict=True) if key in wanted]
+    assert file.read(wanted)["n"].to_pylist() == expected
+    only = file.read(wanted, ["n"])
+    assert only.column_names == ["n"]
+    assert only["n"].to_pylist() == expected
 
 
 def test_neighbours_say_what_they_fire_on(index):
