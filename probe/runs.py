@@ -90,6 +90,7 @@ class Run:
     def create(parent: Path, name: str, config: dict[str, Any]) -> "Run":
         """Make `parent/<name>-<hash8>/` with its config, or reopen it where it is already there."""
         assert "kind" in config, "every run's config says its kind"
+        git_commit()  # asked now and remembered: the work tree may move on while a long run goes on
         config = json.loads(json.dumps(config, allow_nan=False))
         path = Path(parent) / f"{name}-{config_hash(config)}"
         if (path / CONFIG).exists():
