@@ -1,0 +1,1 @@
+"""Dictionaries: sparse autoencoders, their training, evaluation and feature index."""

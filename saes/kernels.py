@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-DENSE_SHARE = 1 / 16
-"""From this share of active latents on, the dense form is used (measured on a CPU, d = 576)."""
+DENSE_SHARE = 1 / 12
+"""Above this share of active latents the dense form is used: there it overtakes (CPU, d = 576)."""
 
 with warnings.catch_warnings(action="ignore"):
     # torch says once in a process that compressed sparse rows are in beta; let it be here.

@@ -24,7 +24,7 @@ from saes.models import SparseAutoencoder
 
 Ranking = Literal["max", "mean", "frequency"]
 MAX_TOKENS = 512
-"""Tokens of a text that are encoded; what follows is cut off."""
+"""Tokens of a text that are encoded at most, fewer by a model of fewer positions; the rest is cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class PromptCodes:
     indices: Int[Tensor, "t k"]
     """Features that the codes belong to."""
     n_cut: int
-    """Tokens of the text that were left out because it is longer than `MAX_TOKENS`."""
+    """Tokens at the end of the text that were left out because it is too long."""
 
     def feature(self, feature: int) -> Float[Tensor, " t"]:
         """One feature's code on every token."""
@@ -71,7 +71,9 @@ def encode_prompt(
     ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
     if not ids:
         raise UserError("there is no text to encode: type a word or more.")
-    n_cut, ids = max(len(ids) - MAX_TOKENS, 0), ids[:MAX_TOKENS]
+    room = getattr(model.model.config, "max_position_embeddings", MAX_TOKENS + 1) - 1
+    limit = min(room, MAX_TOKENS)
+    n_cut, ids = max(len(ids) - limit, 0), ids[:limit]
     tokens = torch.tensor([[model.separator_id, *ids]])
     place = parse_site(site)
     with torch.inference_mode(), capturing(model, [place]) as seen:

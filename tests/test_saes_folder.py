@@ -9,12 +9,12 @@ import torch
 from probe.errors import Failure, UserError
 from saes.activations import TopK
 from saes.folder import load_sae, sae_metadata, save_sae
-from saes.models import SaeConfig, SparseAutoencoder, initialise
+from saes.models import Normalize, SaeConfig, SparseAutoencoder, initialise
 
 
-def saved(folder: Path, normalize="none", k: int = 4) -> SparseAutoencoder:
+def saved(folder: Path, normalize: Normalize = "none") -> SparseAutoencoder:
     generator = torch.Generator().manual_seed(0)
-    sae = SparseAutoencoder(SaeConfig(d_in=6, d_sae=20, activation=TopK(k=k), normalize=normalize))
+    sae = SparseAutoencoder(SaeConfig(d_in=6, d_sae=20, activation=TopK(k=4), normalize=normalize))
     x = torch.randn(32, 6, generator=generator) * 3 + 1
     initialise(sae, x, generator)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-def test_an_independent_reader_computes_the_same(tmp_path: Path, normalize: str) -> None:
+def test_an_independent_reader_computes_the_same(tmp_path: Path, normalize: Normalize) -> None:
     saved(tmp_path, normalize)
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     w = read_safetensors(tmp_path / "sae_weights.safetensors")
@@ -69,7 +69,7 @@ def test_an_independent_reader_computes_the_same(tmp_path: Path, normalize: str)
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-def test_round_trip_is_bitwise(tmp_path: Path, normalize: str) -> None:
+def test_round_trip_is_bitwise(tmp_path: Path, normalize: Normalize) -> None:
     sae = saved(tmp_path, normalize)
     loaded = load_sae(tmp_path)
     assert loaded.config == sae.config

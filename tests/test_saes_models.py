@@ -9,6 +9,7 @@ from saes import kernels
 from saes.activations import TopK
 from saes.losses import total_variance, training_loss
 from saes.models import (
+    Normalize,
     SaeConfig,
     SparseAutoencoder,
     fold_scale,
@@ -20,15 +21,15 @@ from saes.models import (
 )
 
 
-def make_sae(d_in: int = 48, d_sae: int = 640, k: int = 8, normalize="none") -> SparseAutoencoder:
+def make_sae(normalize: Normalize = "none") -> SparseAutoencoder:
     sae = SparseAutoencoder(
-        SaeConfig(d_in=d_in, d_sae=d_sae, activation=TopK(k=k), normalize=normalize)
+        SaeConfig(d_in=48, d_sae=640, activation=TopK(k=8), normalize=normalize)
     )
     generator = torch.Generator().manual_seed(1)
-    initialise(sae, torch.randn(64, d_in, generator=generator), generator)
+    initialise(sae, torch.randn(64, 48, generator=generator), generator)
     with torch.no_grad():
         sae.b_enc.normal_(0, 0.1, generator=generator)
-        sae.W_enc.add_(torch.randn(d_in, d_sae, generator=generator), alpha=0.05)
+        sae.W_enc.add_(torch.randn(48, 640, generator=generator), alpha=0.05)
     return sae
 
 

@@ -137,15 +137,11 @@ def test_a_complete_run_is_loaded_and_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_jobs_on_one_stream_equal_jobs_alone(tmp_path: Path) -> None:
-    together = [
-        make_job(tmp_path / "a", activation=TopK(k=2)),
-        make_job(tmp_path / "a", seed=7, steps=40),
-    ]
+    configs = [{"activation": TopK(k=2)}, {"seed": 7, "steps": 40}]
+    together = [make_job(tmp_path / "a", "sae", **changes) for changes in configs]
     fit(together, Memory(), progress=False)
-    for job, changes in zip(
-        together, ({"activation": TopK(k=2)}, {"seed": 7, "steps": 40}), strict=True
-    ):
-        alone = make_job(tmp_path / "b", **changes)
+    for job, changes in zip(together, configs, strict=True):
+        alone = make_job(tmp_path / "b", "sae", **changes)
         fit([alone], Memory(), progress=False)
         assert same_bits(job.run.path, alone.run.path)
 
