@@ -71,7 +71,7 @@ def model_of(config: dict[str, Any], device: str = "auto") -> LanguageModel:
 def train_options(config: TrainConfig) -> dict[str, Any]:
     """A training config as JSON, with its activation's name beside the activation's options."""
     options = asdict(config) | {"betas": list(config.betas)}
-    options["activation"] = {"name": type(config.activation).__name__, **options["activation"]}
+    options["activation"] = {"name": type(config.activation).__name__} | asdict(config.activation)
     return options
 
 

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probe.language import ForwardStopped, HookSide, LanguageModel, hidden_input
@@ -52,6 +53,14 @@ def capturing(
         for site in dict.fromkeys(sites):
             stack.enter_context(reading(model, site, record))
         yield seen
+
+
+def site_width(model: LanguageModel, site: Site) -> int:
+    """The size of the site's last axis, found by running two tokens through the model."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with torch.inference_mode(), capturing(model, [site]) as seen:
+        model.run(tokens)
+    return seen[site].shape[-1]
 
 
 @contextlib.contextmanager

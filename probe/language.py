@@ -127,12 +127,13 @@ class LanguageModel:
 
         Raises `UserError` for a tokenizer that has none.
         """
-        if self.tokenizer.eos_token_id is None:
+        separator = self.tokenizer.eos_token_id
+        if not isinstance(separator, int):
             raise UserError(
                 f"the tokenizer of {self.spec} has no end-of-text token to put between documents; "
                 "set `eos_token` in its tokenizer_config.json."
             )
-        return int(self.tokenizer.eos_token_id)
+        return separator
 
     def _blocks(self) -> Any:
         assert self.names is not None
@@ -160,14 +161,15 @@ class LanguageModel:
                 f"site {site} is not in {self.spec}, whose layers are 0 to {self.n_layers - 1}."
             )
         block = self._blocks()[site.layer]
-        relative, side = {
+        places: dict[str, tuple[str, HookSide]] = {
             "resid_pre": ("", "input"),
             "resid_post": ("", "output"),
             "attn_out": (self.names.attention, "output"),
             "mlp_out": (self.names.mlp, "output"),
             "mlp_act": (self.names.mlp_down, "input"),
             "head_out": (self.names.attention_out, "input"),
-        }[site.kind]
+        }
+        relative, side = places[site.kind]
         return block.get_submodule(relative), side
 
     def _module(self, site: Site) -> nn.Module:
@@ -180,15 +182,6 @@ class LanguageModel:
                 f"site {site} names no module of {self.spec} ({error}); "
                 f"paths start with one of: {children}."
             ) from error
-
-    def width(self, site: Site) -> int:
-        """The size of the site's last axis, found by running two tokens through the model."""
-        from probe.capture import capturing
-
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        with torch.inference_mode(), capturing(self, [site]) as seen:
-            self.run(tokens)
-        return seen[site].shape[-1]
 
     def read(self, site: Site, raw: Any) -> Float[Tensor, "*lead d"]:
         """The site's tensor out of what its module took or gave.
@@ -233,7 +226,7 @@ class LanguageModel:
         signs[::2] = -1
         with torch.no_grad():
             gain = (norm(signs) - norm(-signs)).float() * signs / 2
-        return (head.weight.detach().float() * gain).T  # type: ignore[operator]
+        return (head.weight.detach().float() * gain).T
 
     def token_text(self) -> list[str]:
         """The text of every token of the vocabulary, by id, as it would be printed."""
@@ -245,7 +238,7 @@ def find_block_names(model: PreTrainedModel) -> BlockNames | None:
     """The naming scheme that fits a model; None where none does."""
     for names in BLOCK_NAMES:
         with contextlib.suppress(AttributeError, IndexError, TypeError):
-            block = model.get_submodule(names.blocks)[0]  # type: ignore[index]
+            block = model.get_submodule(names.blocks)[0]
             for path in (names.attention, names.attention_out, names.mlp, names.mlp_down):
                 block.get_submodule(path)
             model.get_submodule(names.final_norm)

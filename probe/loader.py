@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe.capture import site_width
 from probe.corpora import TokenBatch
 from probe.errors import UserError
 from probe.language import LanguageModel
@@ -224,7 +225,7 @@ class StreamSource:
         self.seed = seed
         self._read_tokens = read_tokens
         self._size = _buffer_batches(batch_size, buffer_rows) * batch_size
-        self._d = model.width(site)
+        self._d = site_width(model, site)
         self._max_norm = max_norm
 
     @functools.cached_property

@@ -91,6 +91,7 @@ def load_model(
         model = _pretrained(AutoModelForCausalLM, spec, folder, dtype=number_format)
     else:
         config = _pretrained(AutoConfig, spec, folder)
+        assert isinstance(config, PretrainedConfig)
         model = make_random_model(config, random_weights, number_format)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     assert isinstance(model, PreTrainedModel)
@@ -250,7 +251,7 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
     # Loading from GGUF marks the model as quantized, and a quantized model refuses to be saved.
-    del model.config.quantization_config
+    delattr(model.config, "quantization_config")
     plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
     folder.parent.mkdir(parents=True, exist_ok=True)

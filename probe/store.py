@@ -42,7 +42,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from probe.capture import capturing
+from probe.capture import capturing, site_width
 from probe.corpora import TokenBatch, document_ids, token_batches
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
@@ -397,7 +397,7 @@ def _write_shards(
     folder: Path, config: StoreConfig, model: LanguageModel, *, progress: bool
 ) -> None:
     sites = [parse_site(name) for name in config.sites]
-    widths = {str(site): model.width(site) for site in sites}
+    widths = {str(site): site_width(model, site) for site in sites}
     number, sequence = _whole_shards(folder, config)
     estimate = estimate_store(config, widths)
     _check_disk(folder, estimate, done=sequence / estimate.sequences)

@@ -210,8 +210,10 @@ def answer(
 ) -> list[str]:
     """Sample an answer to each prompt, all side by side; finished ones leave the batch."""
     chats = [
-        model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        str(
+            model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
         )
         for prompt in prompts
     ]
@@ -222,6 +224,8 @@ def answer(
     written: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts), device=model.device)
     cache = DynamicCache(config=model.model.config)
+    unembed = model.model.get_output_embeddings()
+    assert unembed is not None, "a causal language model has an unembedding"
     for _ in range(config.max_new_tokens):
         hidden = model.model.base_model(
             input_ids=tokens,
@@ -230,7 +234,7 @@ def answer(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        logits = model.model.get_output_embeddings()(hidden)
+        logits = unembed(hidden)
         tokens = sample(logits, config.temperature, config.top_k, generator)
         going = (tokens[:, 0] != model.separator_id).nonzero()[:, 0]
         if len(going) < len(alive):

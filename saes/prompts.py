@@ -24,7 +24,7 @@ from saes.models import SparseAutoencoder
 
 Ranking = Literal["max", "mean", "frequency"]
 MAX_TOKENS = 512
-"""Tokens of a text that are encoded at most, fewer by a model of fewer positions; the rest is cut."""
+"""Tokens of a text that are encoded at most; fewer by a model of fewer positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def encode_prompt(
 
     Raises `UserError` where the text has no token.
     """
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UserError("there is no text to encode: type a word or more.")
     room = getattr(model.model.config, "max_position_embeddings", MAX_TOKENS + 1) - 1

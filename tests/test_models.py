@@ -118,6 +118,7 @@ def test_logit_matrix_folds_the_final_norm(llama):
         llama_copy = tiny_llama(seed=7)
         llama_copy.model.model.norm.weight.uniform_(0.5, 2)
         matrix = llama_copy.logit_matrix()
+        assert matrix is not None
         x = torch.randn(5, 32)
         by_hand = llama_copy.model.lm_head(llama_copy.model.model.norm(x))
         scale = x.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()

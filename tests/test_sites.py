@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from probe.capture import site_width
 from probe.errors import UserError
 from probe.sites import GRAMMAR, LAYER_KINDS, Site, expand_sites, parse_site
 from probe.toy import tiny_gpt2, tiny_llama
@@ -136,11 +137,11 @@ def test_a_model_lists_its_sites_layer_by_layer() -> None:
 def test_widths_are_those_of_the_tensors() -> None:
     # d_model 32, an MLP three times as wide, four heads of 8
     model = tiny_llama()
-    widths = {site.kind: model.width(site) for site in model.sites() if site.layer == 1}
+    widths = {site.kind: site_width(model, site) for site in model.sites() if site.layer == 1}
     assert widths.pop("mlp_act") == 96
     assert set(widths.values()) == {32}
-    assert tiny_gpt2().width(parse_site("mlp_act.0")) == 128
-    assert model.width(parse_site("module:lm_head")) == 257
+    assert site_width(tiny_gpt2(), parse_site("mlp_act.0")) == 128
+    assert site_width(model, parse_site("module:lm_head")) == 257
 
 
 def test_unknown_layers_and_modules_are_named_in_a_sentence() -> None:

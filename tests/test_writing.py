@@ -60,7 +60,9 @@ def test_batched_sampling_equals_one_by_one(llama):
     ids = torch.tensor([model.tokenizer.encode(prompts[1])])
     by_hand = []
     for _ in range(12):
-        nxt = model.run(ids)[0, -1].argmax()
+        logits = model.run(ids)
+        assert logits is not None
+        nxt = logits[0, -1].argmax()
         if nxt == 0:
             break
         by_hand.append(int(nxt))

@@ -9,7 +9,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from app.commands.options import Common, duration, plan, say, size
-from probe.capture import capturing
+from probe.capture import capturing, site_width
 from probe.corpora import corpus_checksum, corpus_name, read_documents, token_batches
 from probe.language import LanguageModel
 from probe.models import Dtype, load_model, model_name, weights_checksum
@@ -103,7 +103,7 @@ def store_config(command: Command, model: LanguageModel) -> StoreConfig:
 
 def dry_run_plan(config: StoreConfig, model: LanguageModel):
     """Shapes, disk and memory from the sizes; time from one batch that is really run."""
-    widths = {name: model.width(parse_site(name)) for name in config.sites}
+    widths = {name: site_width(model, parse_site(name)) for name in config.sites}
     estimate = estimate_store(config, widths)
     batch = next(
         token_batches(

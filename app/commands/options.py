@@ -4,6 +4,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +29,17 @@ class Common:
 
 def say(table: Table | str) -> None:
     """Show a table or a line to the person, on stderr: stdout is for the folder alone."""
-    Console(stderr=True, soft_wrap=isinstance(table, str)).print(table, highlight=False)
+    console(sys.stderr).print(table, highlight=False, soft_wrap=isinstance(table, str))
 
 
 def show(table: Table) -> None:
     """Write a table to stdout, for the commands whose answer it is."""
-    Console(file=sys.stdout).print(table)
+    console(sys.stdout).print(table)
+
+
+def console(stream: TextIO) -> Console:
+    """A console that is as wide as the terminal, or wide enough for a table where there is none."""
+    return Console(file=stream, width=None if stream.isatty() else 150)
 
 
 def plan(title: str, rows: dict[str, str]) -> Table:
