@@ -1,0 +1,56 @@
+"""The dashboard's entry, `streamlit run app/dashboard.py`: frame, navigation, place for errors."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app import components, data
+
+PAGES = (
+    ("overview", "Overview", "home"),
+    ("features", "Features", "table_rows"),
+    ("feature", "Feature", "center_focus_strong"),
+    ("prompt_lab", "Prompt lab", "edit_note"),
+    ("training", "Training", "show_chart"),
+)
+
+
+def main() -> None:
+    """Draw the page that the address names inside the common frame."""
+    components.frame()
+    page = st.navigation(
+        [
+            st.Page(
+                f"pages/{name}.py",
+                title=title,
+                icon=f":material/{icon}:",
+                url_path=name,
+                default=name == "overview",
+            )
+            for name, title, icon in PAGES
+        ]
+    )
+    with st.sidebar:
+        st.caption(f"Artifacts in `{data.artifact_root()}`")
+    st.session_state["framed"] = True
+    try:
+        with components.one_sentence_errors():
+            page.run()
+    finally:
+        del st.session_state["framed"]
+
+
+def enter(show: Callable[[], None]) -> None:
+    """Draw a page, inside the frame in any case.
+
+    Streamlit runs a file of `pages/` on its own where the very first address that a new server is
+    asked for is that page's; the frame is then still to be drawn, and draws the page in its turn.
+    """
+    if "framed" in st.session_state:
+        show()
+    else:
+        main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""The only reader of artifacts for the pages; every read is cached by path and time of change.
+
+Modules that import the model libraries, which takes seconds, are imported where they are needed, so
+that the first page of a new server does not wait for them.
+
+An SAE is known by the name of its folder, which ends in a hash of its config. Its index and its
+evaluation are runs inside that folder; of several complete ones the newest counts.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import streamlit as st
+
+from app.views import ExampleGroup, Strip, token_list
+from probe.errors import Failure, UserError
+from probe.runs import Run, find_runs, read_json
+from saes.feature_queries import FeatureIndex, FeaturePage
+
+ROOT_VARIABLE = "LORGNETTE_ROOT"
+ROWS_SHOWN = 20_000
+"""Rows that the table of features sends to the browser at most."""
+COLUMNS_SHOWN = [
+    "feature", "density_percent", "max", "mean", "top_tokens", "positive_tokens", "nearest_cosine",
+]  # fmt: skip
+"""Columns of that table: what is not shown is not sent."""
+TOKENS_NAMED = 5
+"""Tokens in a cell of that table."""
+SearchPlace = Literal["named", "all tokens"]
+FeatureState = Literal["alive", "dead", "dense", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaeRecord:
+    """An SAE's folder with the newest complete index and evaluation in it."""
+
+    run: Run
+    """The SAE's own run, complete or not."""
+    index: Run | None
+    """Its feature index; None where there is none that is complete."""
+    evaluation: Run | None
+    """Its evaluation; None where there is none that is complete."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name: what `sae=` in an address means."""
+        return self.run.path.name
+
+    @property
+    def is_control(self) -> bool:
+        """Whether its model has random weights: it is then what other SAEs are compared with."""
+        return self.run.config["model"].get("random_weights") is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureFilter:
+    """Which features to list, and in which order."""
+
+    state: FeatureState = "alive"
+    """Alive: fires at all. Dense: on more than `dense_from()` of the tokens."""
+    density: tuple[float, float] = (0.0, 1.0)
+    """Least and largest density, as shares of tokens."""
+    text: str = ""
+    """Letters that a token has to contain; empty for no search."""
+    search_in: SearchPlace = "named"
+    """Where to look for the text: the few tokens named beside a feature (those it fires on most and
+    those it promotes), or all tokens that the index says it fires on."""
+    order: str = "feature"
+    """The column to sort by."""
+    descending: bool = False
+    """Largest first."""
+
+
+def artifact_root() -> Path:
+    """The folder that holds all runs: the variable LORGNETTE_ROOT, else `artifacts`."""
+    return Path(os.environ.get(ROOT_VARIABLE, "artifacts"))
+
+
+def stamp(path: Path) -> float:
+    """When a file last changed; 0 where it is not there. Part of the key of every cached read."""
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+@st.cache_resource(ttl=2, show_spinner=False)
+def all_runs(root: Path) -> list[Run]:
+    """Every run below the root, looked for again after two seconds."""
+    return find_runs(root)
+
+
+def runs_of(kind: str) -> list[Run]:
+    """Runs of one kind, complete or not, sorted by path."""
+    return [run for run in all_runs(artifact_root()) if run.kind == kind]
+
+
+def sae_records() -> list[SaeRecord]:
+    """Every SAE with what belongs to it: those that can be browsed first, then by name."""
+    records = [
+        SaeRecord(run=run, index=_newest(run, "index"), evaluation=_newest(run, "evaluation"))
+        for run in runs_of("sae")
+    ]
+    return sorted(
+        records,
+        key=lambda record: (record.index is None, record.is_control, record.evaluation is None),
+    )
+
+
+def _newest(sae: Run, kind: str) -> Run | None:
+    nested = [run for run in runs_of(kind) if run.path.parent == sae.path and run.complete]
+    return max(nested, key=lambda run: stamp(run.path / "manifest.json"), default=None)
+
+
+def sae_record(name: str) -> SaeRecord:
+    """The SAE of that name. Raises `UserError` where there is none."""
+    for record in sae_records():
+        if record.name == name:
+            return record
+    raise UserError(
+        f"there is no SAE named {name!r} below {artifact_root()}; `lorgnette runs` lists those "
+        "there are."
+    )
+
+
+def evaluation_rows(record: SaeRecord) -> list[dict[str, Any]]:
+    """Rows of the SAE's evaluation, the SAE first and its controls after it; empty without one."""
+    if record.evaluation is None:
+        return []
+    path = record.evaluation.path / "metrics.json"
+    return _json(path, stamp(path))["rows"]
+
+
+def metric_definitions(record: SaeRecord) -> dict[str, str]:
+    """Formula of each metric, as the evaluation states it; empty without one."""
+    if record.evaluation is None:
+        return {}
+    path = record.evaluation.path / "metrics.json"
+    return _json(path, stamp(path)).get("definitions", {})
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _json(path: Path, changed: float) -> Any:
+    return read_json(path)
+
+
+def training_metrics(run: Run) -> pd.DataFrame:
+    """The run's `metrics.jsonl`, as far as it is written; empty where there is none."""
+    path = run.path / "metrics.jsonl"
+    return _json_lines(path, stamp(path), path.stat().st_size if path.exists() else 0)
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _json_lines(path: Path, changed: float, size: int) -> pd.DataFrame:
+    """Rows of `metrics.jsonl`; a last line that is half written is left for the next look."""
+    from saes.training import read_metrics
+
+    try:
+        return pd.DataFrame(read_metrics(path))
+    except ValueError as error:
+        raise Failure(
+            f"{path} has a line that is not valid JSON; delete {path.parent} and train again."
+        ) from error
+
+
+def source_name(sae: Run) -> str:
+    """Name of the activation store that an SAE was trained on; empty for a stream."""
+    source = sae.config.get("source")
+    return str(source.get("store") or "") if isinstance(source, dict) else ""
+
+
+# ------------------------------------------------------------------------------------------ index
+
+
+@st.cache_resource(show_spinner="Opening the feature index ...", max_entries=4)
+def _index(path: Path, changed: float) -> FeatureIndex:
+    return FeatureIndex.open(path)
+
+
+def feature_index(record: SaeRecord) -> FeatureIndex:
+    """The SAE's index, opened once for all sessions. Raises `UserError` where there is none."""
+    if record.index is None:
+        raise UserError(
+            f"{record.name} has no feature index; run `lorgnette index {record.run.path}`."
+        )
+    path = record.index.path
+    return _index(path, stamp(path / "manifest.json"))
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _numbers(_index: FeatureIndex, path: Path, changed: float) -> pd.DataFrame:
+    return _index.numbers()
+
+
+def feature_numbers(record: SaeRecord) -> pd.DataFrame:
+    """The numbers of all features, a row a feature; shared, not to be written to."""
+    index = feature_index(record)
+    return _numbers(index, index.path, stamp(index.path / "manifest.json"))
+
+
+def dense_from() -> float:
+    """The density from which on a feature is called dense, as the evaluation counts them."""
+    from saes.metrics import DENSE
+
+    return DENSE
+
+
+def filtered_features(record: SaeRecord, wanted: FeatureFilter) -> FeaturePage:
+    """The first `ROWS_SHOWN` features that a filter lets through, in its order, and their number.
+
+    Token lists are made texts to read; the frame is shared, not to be written to.
+    """
+    index = feature_index(record)
+    return _filtered(index, index.path, stamp(index.path / "manifest.json"), wanted)
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _filtered(
+    _index: FeatureIndex, path: Path, changed: float, wanted: FeatureFilter
+) -> FeaturePage:
+    low, high = wanted.density
+    text, among = wanted.text, None
+    if text and wanted.search_in == "all tokens":
+        text, among = "", _index.search_text(text, limit=ROWS_SHOWN)["feature"].tolist()
+    page = _index.table(
+        sort=wanted.order,
+        descending=wanted.descending,
+        alive={"alive": True, "dense": True, "dead": False, "all": None}[wanted.state],
+        min_density=max(low, dense_from()) if wanted.state == "dense" else low,
+        max_density=high,
+        text=text,
+        among=among,
+        limit=ROWS_SHOWN,
+    )
+    for column in ("top_tokens", "positive_tokens"):
+        page.rows[column] = [token_list(tokens, TOKENS_NAMED) for tokens in page.rows[column]]
+    page.rows["density_percent"] = 100 * page.rows["density"]
+    return FeaturePage(rows=page.rows.loc[:, COLUMNS_SHOWN], total=page.total)
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _examples(
+    _index: FeatureIndex, path: Path, changed: float, feature: int
+) -> tuple[ExampleGroup, ...]:
+    rows = _index.examples(feature)
+    groups = [group for _, group in rows.groupby(["kind", "interval"], sort=False)]
+    return tuple(map(_group, groups))
+
+
+def _group(rows: pd.DataFrame) -> ExampleGroup:
+    first = rows.iloc[0]
+    interval = first["kind"] == "interval"
+    return ExampleGroup(
+        kind=first["kind"],
+        low=float(first["interval_low"]) if interval else 0.0,
+        high=float(first["interval_high"]) if interval else 0.0,
+        share=float(first["interval_share"]) if interval else 1.0,
+        strips=tuple(_strip(row) for row in rows.to_dict("records")),
+    )
+
+
+def _strip(row: Mapping[Any, Any]) -> Strip:
+    fired = dict(zip(row["positions"], row["activations"], strict=True))
+    return Strip(
+        tokens=tuple(row["texts"]),
+        activations=tuple(float(fired.get(place, 0.0)) for place in range(len(row["texts"]))),
+        focus=int(row["position"]),
+        document=row["document"] or "",
+    )
+
+
+def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
+    """A feature's examples: the intervals from strong to weak, then random ones, then top ones."""
+    index = feature_index(record)
+    groups = _examples(index, index.path, stamp(index.path / "manifest.json"), feature)
+    return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))
+
+
+def feature_document(record: SaeRecord, feature: int) -> dict[str, Any]:
+    """A feature as one JSON object: its numbers, tokens, neighbours, examples and origin."""
+    index = feature_index(record)
+    return {
+        "sae": record.name,
+        "feature": feature,
+        "provenance": provenance(record),
+        "statistics": index.feature(feature),
+        "histogram_edges": index.histogram_edges,
+        "tokens": _plain(index.tokens_for_feature(feature)),
+        "neighbours": _plain(index.neighbours(feature)),
+        "examples": [
+            {
+                "kind": group.kind,
+                "interval": [group.low, group.high] if group.kind == "interval" else None,
+                "share": group.share if group.kind == "interval" else None,
+                "sequences": [
+                    {
+                        "tokens": strip.tokens,
+                        "activations": strip.activations,
+                        "position": strip.focus,
+                        "document": strip.document,
+                    }
+                    for strip in group.strips
+                ],
+            }
+            for group in examples(record, feature)
+        ],
+    }
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
+
+
+def provenance(record: SaeRecord) -> dict[str, Any]:
+    """Where an SAE comes from and how good it is: its config, its evaluation, its manifest."""
+    run, rows = record.run, evaluation_rows(record)
+    manifest = run.manifest if run.complete else {}
+    names = ("created", "device", "machine", "git_commit", "versions")
+    return {
+        **{name: run.config.get(name) for name in ("model", "site", "source", "train")},
+        "evaluation": next((row for row in rows if row["name"] == "sae"), {}),
+        "index": {"rows": record.index.summary.get("n_rows")} if record.index else {},
+        "made": {name: manifest.get(name) for name in names},
+    }

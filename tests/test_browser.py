@@ -1,0 +1,245 @@
+"""The main path through the dashboard in headless Chromium, asserted by what a person sees."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from artifact_tree import Tree, make_tree, make_wide_tree
+
+CHROMIUM = Path("/usr/bin/chromium")
+TOP = Path(__file__).parent.parent
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WIDTH = 18_432
+"""Features of the wide index: the largest dictionary that the project trains."""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}"),
+]
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright_api.expect
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window."""
+    with playwright_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh tab that fails the test on an error nobody caught and on a request to elsewhere."""
+    tab = browser.new_page(viewport={"width": 1440, "height": 1300})
+    tab.set_default_timeout(60_000)
+    elsewhere: list[str] = []
+    tab.on(
+        "request",
+        lambda request: None if is_local(request.url) else elsewhere.append(request.url),
+    )
+    yield tab
+    assert not elsewhere, f"the dashboard asked the network for {elsewhere}"
+    tab.close()
+
+
+def is_local(url: str) -> bool:
+    return url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Tree:
+    return make_tree(tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def address(tree) -> Iterator[str]:
+    yield from serving(tree.root)
+
+
+@pytest.fixture(scope="module")
+def wide_address(tmp_path_factory) -> Iterator[str]:
+    yield from serving(make_wide_tree(tmp_path_factory.mktemp("wide"), WIDTH))
+
+
+def serving(root: Path) -> Iterator[str]:
+    """Serve a root as `lorgnette dashboard` does; gives the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "app.cli",
+        "dashboard",
+        "--root",
+        str(root),
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(
+        command, cwd=TOP, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/_stcore/health")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def wait_for(url: str) -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url, timeout=1)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.25)
+    raise AssertionError(f"{url} does not answer")
+
+
+def go(page, name: str) -> None:
+    page.get_by_role("link", name=name, exact=True).first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text(re.compile(f"^{name}"))
+
+
+def title(page) -> str:
+    return page.get_by_role("heading", level=1).inner_text()
+
+
+def listed(page) -> int:
+    return int(page.get_by_test_id("stMetricValue").first.inner_text().replace(",", ""))
+
+
+def click_row(page, row: int) -> None:
+    """Click a row of the table as a hand does: the table listens to the pointer's way there."""
+    box = page.get_by_test_id("stDataFrame").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 52 + 35 * row, steps=8)
+    page.wait_for_timeout(250)
+    page.mouse.down()
+    page.mouse.up()
+
+
+def no_trouble(page) -> None:
+    assert page.get_by_test_id("stException").count() == 0
+    assert page.get_by_test_id("stAlert").count() == 0
+
+
+def test_deep_link_is_the_first_address_a_new_server_is_asked_for(page, address, tree):
+    name = tree.sae.path.name
+    page.goto(f"{address}/feature?sae={name}&feature=9")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Feature 9")
+    expect(page.get_by_role("link", name="Prompt lab", exact=True)).to_be_visible()
+    expect(page.get_by_text("Provenance", exact=True)).to_be_visible()
+    no_trouble(page)
+
+
+def test_main_path(page, address, tree):
+    page.goto(address)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
+    expect(page.get_by_text(tree.sae.path.name).first).to_be_visible()
+    expect(page.get_by_role("columnheader", name="CE recovered")).to_be_visible()
+
+    go(page, "Features")
+    expect(page.get_by_test_id("stDataFrame")).to_be_visible()
+    alive = listed(page)
+    page.get_by_role("radio", name="All", exact=True).click()
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text("64")
+    page.get_by_role("radio", name="Alive", exact=True).click()
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text(str(alive))
+    search = page.get_by_placeholder("letters of a token")
+    search.fill("w")
+    search.press("Enter")
+    expect(page.get_by_test_id("stMetricValue").first).not_to_have_text(str(alive))
+    assert 0 < listed(page) < alive
+    page.get_by_role("radio", name="Largest first").click()
+    page.wait_for_timeout(1500)
+
+    click_row(page, 0)
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"Feature \d+"))
+    expect(page.get_by_text("Strongest", exact=True)).to_be_visible()
+    first = title(page)
+    assert f"feature={first.split()[1]}" in page.url and tree.sae.path.name in page.url
+
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_role("heading", level=1)).not_to_have_text(first)
+    page.get_by_role("button", name="Previous").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(first)
+    page.get_by_role("button", name="Random").click()
+    expect(page.get_by_text("Strongest", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Link").click()
+    expect(page.get_by_text(f"{address}/feature?sae={tree.sae.path.name}")).to_be_visible()
+    page.keyboard.press("Escape")
+
+    own = page.get_by_placeholder("Type a sentence and press Enter")
+    own.fill("A <b>letter</b> came in winter.")
+    own.press("Enter")
+    expect(
+        page.get_by_text(re.compile("Largest activation here|does not fire on this text"))
+    ).to_be_visible()
+    result = page.locator(".st-key-own_text_result .lg-tokens")
+    expect(result).to_contain_text("A <b>letter</b> came in winter.")
+    result.locator(".lg-t").nth(2).hover()
+    tip = page.locator(".lg-t:hover").get_attribute("data-tip")
+    assert re.search(r"token .*\nactivation \d+\.\d{4}\nposition 3$", tip)
+
+    go(page, "Prompt lab")
+    expect(
+        page.get_by_text("10 features with the most activation on the whole text")
+    ).to_be_visible()
+    page.get_by_role("radio", name="k", exact=True).first.click()
+    expect(page.get_by_text(re.compile("most activation on token"))).to_be_visible()
+
+    go(page, "Training")
+    expect(page.get_by_text("Training loss").first).to_be_visible()
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    no_trouble(page)
+
+
+def test_wide_index_is_browsed_without_waiting(page, wide_address, record_property):
+    page.goto(f"{wide_address}/features")
+    expect(page.get_by_test_id("stDataFrame")).to_be_visible()
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text("17,510")
+    seconds = {
+        "filter": timed(lambda: change(page, lambda: pick(page, "All"), f"{WIDTH:,}")),
+        "filter back": timed(lambda: change(page, lambda: pick(page, "Alive"), "17,510")),
+    }
+    page.wait_for_timeout(1500)
+    seconds["open"] = timed(lambda: opened(page))
+    for name, took in seconds.items():
+        record_property(name, f"{took:.2f} s")
+    assert min(seconds.values()) < 1.0 and max(seconds.values()) < 5.0, seconds
+
+
+def pick(page, name: str) -> None:
+    page.get_by_role("radio", name=name, exact=True).click()
+
+
+def change(page, act, wanted: str) -> None:
+    act()
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text(wanted)
+
+
+def opened(page) -> None:
+    click_row(page, 2)
+    expect(page.locator(".lg-rows").first).to_be_visible()
+
+
+def timed(act) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start

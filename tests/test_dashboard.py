@@ -1,0 +1,213 @@
+"""Every page of the dashboard, with something to show and with nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from artifact_tree import D_SAE, Tree, make_tree
+from streamlit.testing.v1 import AppTest
+
+ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
+PAGES = ("overview", "features", "feature", "prompt_lab", "training")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Tree:
+    return make_tree(tmp_path_factory.mktemp("dashboard"))
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    """Opens a page of the dashboard on a root."""
+
+    def open_page(root: Path, page: str, **query: str) -> AppTest:
+        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
+        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.switch_page(f"pages/{page}.py").run()
+
+    return open_page
+
+
+def words(app: AppTest) -> str:
+    """All text a person can read on the page."""
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.warning, app.error, app.info)
+    texts = [element.value for kind in kinds for element in kind]
+    return "\n".join([*texts, *(element.value for element in app.code), *htmls(app)])
+
+
+def htmls(app: AppTest) -> list[str]:
+    return [element.proto.body for element in app.html]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_empty_root_says_what_to_run(at_root, tmp_path, page):
+    app = at_root(tmp_path / "nothing", page)
+    assert not app.exception and not app.error
+    assert any("lorgnette demo" in element.value for element in app.code)
+    assert any("make demo" in element.value for element in app.code)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_filled_root_shows_the_page_without_trouble(at_root, tree, page):
+    app = at_root(tree.root, page)
+    assert not app.exception and not app.error and not app.warning
+    assert app.title[0].value
+
+
+def test_overview_lists_runs_with_controls_and_next_steps(at_root, tree):
+    app = at_root(tree.root, "overview")
+    text = words(app)
+    assert tree.sae.path.name in text and tree.unfinished.path.name in text
+    assert "training not complete" in text and "evaluated" in text
+    table = next(body for body in htmls(app) if "lg-lead" in body)
+    assert "FVU" in table and "CE recovered" in table and "PCA" in table
+    assert {metric.label: metric.value for metric in app.metric}["SAEs"] == "2"
+    assert "resumes it" in text
+
+
+def test_features_filters_sorts_and_searches(at_root, tree):
+    app = at_root(tree.root, "features")
+    table = app.dataframe[0].value
+    alive = len(table)
+    dead = D_SAE - alive
+    assert app.metric[0].value == str(alive)
+    app.get_by_key("state").set_value("dead").run()
+    assert (len(app.dataframe[0].value) if app.dataframe else 0) == dead
+    app.get_by_key("state").set_value("all").run()
+    assert len(app.dataframe[0].value) == D_SAE
+    app.get_by_key("order").set_value("max").run()
+    app.get_by_key("descending").set_value(True).run()
+    assert app.dataframe[0].value["max"].dropna().is_monotonic_decreasing
+    app.get_by_key("q").set_value("T").run()
+    found = app.dataframe[0].value
+    named = found["top_tokens"] + found["positive_tokens"]
+    assert 0 < len(found) < D_SAE and named.str.len().all()
+    app.get_by_key("q").set_value("no such letters").run()
+    assert not app.dataframe and "widen" in app.info[0].value
+
+
+def test_feature_page_restores_its_address(at_root, tree):
+    app = at_root(tree.root, "feature", sae=tree.sae.path.name, feature="7")
+    assert app.title[0].value == "Feature 7"
+    assert app.get_by_key("jump").value == 7
+    assert f"feature?sae={tree.sae.path.name}&feature=7" in app.code[0].value
+
+
+def test_feature_page_steps_and_jumps(at_root, tree):
+    app = at_root(tree.root, "feature", feature="7")
+    button = {button.label: button for button in app.button}
+    app = button["Next"].click().run()
+    following = int(app.title[0].value.split()[1])
+    assert following > 7
+    app = {button.label: button for button in app.button}["Previous"].click().run()
+    app.get_by_key("jump").set_value(20).run()
+    assert app.title[0].value == "Feature 20" and app.get_by_key("jump").value == 20
+    {button.label: button for button in app.button}["Random"].click().run()
+    assert not app.exception
+
+
+def test_feature_page_has_its_panels(at_root, tree):
+    app = at_root(tree.root, "feature", feature=str(living(tree)))
+    headings = [element.value for element in app.subheader]
+    wanted = {
+        "Test it on your own text", "Activations", "Effect on the logits", "Tokens it fires on",
+        "Nearest decoder directions", "Examples", "Provenance",
+    }  # fmt: skip
+    assert wanted <= set(headings)
+    text = words(app)
+    assert "Contains" in text and "FVU" in text and "resid_post.1" in text
+    assert "<b>the" not in "".join(htmls(app))
+
+
+def test_contexts_widen(at_root, tree):
+    app = at_root(tree.root, "feature", feature=str(living(tree)))
+    sizes = []
+    for context in ("Stacked", "Snippet", "Full"):
+        app.get_by_key("context").set_value(context).run()
+        assert not app.exception
+        sizes.append(sum(body.count("lg-t") for body in htmls(app)))
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def test_own_text_is_encoded_and_escaped(at_root, tree):
+    app = at_root(tree.root, "feature", feature=str(living(tree)))
+    app.get_by_key("own_text_box").set_value("<b>letter</b> & winter")
+    next(button for button in app.button if button.label == "Test").click().run()
+    assert not app.exception and not app.error
+    assert any("&lt;" in body and "&amp;" in body for body in htmls(app))
+    assert any(
+        "on this text" in c.value or "Largest activation here" in c.value for c in app.caption
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"feature": "9999"}, "There is no feature 9999"),
+        ({"feature": "two"}, "not a number"),
+        ({"sae": "nobody"}, "There is no SAE named 'nobody'"),
+    ],
+)
+def test_wrong_addresses_are_told_in_a_sentence(at_root, tree, query, sentence):
+    app = at_root(tree.root, "feature", **query)
+    assert not app.exception
+    assert sentence in app.warning[0].value
+
+
+def test_prompt_lab_ranks_features_of_the_text_and_of_one_token(at_root, tree):
+    app = at_root(tree.root, "prompt_lab")
+    whole = [link.proto.label for link in app.page_link]
+    assert len(whole) == 10 and all(":primary[Feature" in label for label in whole)
+    app.get_by_key("picked_token").set_value(3).run()
+    assert not app.exception and len(app.page_link) <= 4
+    for by in ("mean", "frequency"):
+        app.get_by_key("ranking").set_value(by).run()
+        assert not app.exception
+    app.get_by_key("prompt_text").set_value("")
+    next(button for button in app.button if button.label == "Show its features").click().run()
+    assert "type a word" in app.warning[0].value
+
+
+def test_training_draws_finished_and_running_saes(at_root, tree):
+    app = at_root(tree.root, "training")
+    app.get_by_key("training_runs").set_value([tree.sae.path.name, tree.unfinished.path.name]).run()
+    assert not app.exception and not app.error
+    figures = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    assert len(figures) >= 5
+    lengths = sorted(
+        len(trace["y"]) for trace in figures[0]["data"] if isinstance(trace["y"], list)
+    )
+    assert not lengths or lengths[0] == 5
+    app.get_by_key("training_axis").set_value("seconds").run()
+    app.get_by_key("log_y").set_value(True).run()
+    assert not app.exception
+
+
+def test_a_damaged_index_is_told_in_a_sentence(at_root, tree, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(tree.root, root)
+    index = next(root.glob("saes/*/index-*/features.parquet"))
+    index.write_bytes(index.read_bytes()[:-40])
+    for page in ("features", "feature"):
+        app = at_root(root, page)
+        assert not app.exception
+        assert "lorgnette index" in app.error[0].value
+
+
+def test_an_sae_without_index_says_how_to_make_one(at_root, tree, tmp_path):
+    root = tmp_path / "bare"
+    shutil.copytree(tree.root, root)
+    shutil.rmtree(next(root.glob("saes/*/index-*")))
+    app = at_root(root, "features")
+    assert not app.exception and any("lorgnette index" in code.value for code in app.code)
+
+
+def living(tree: Tree) -> int:
+    """A feature that fires."""
+    from saes.feature_queries import FeatureIndex
+
+    index = FeatureIndex.open(next(tree.sae.path.glob("index-*")))
+    return index.next_alive(0)
