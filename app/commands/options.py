@@ -4,7 +4,6 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,8 @@ from probe.runs import Run, find_runs
 logger = logging.getLogger(__name__)
 
 ROOT = Path("artifacts")
+WIDTH = 150
+"""Columns of a table that goes to a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +30,18 @@ class Common:
 
 def say(table: Table | str) -> None:
     """Show a table or a line to the person, on stderr: stdout is for the folder alone."""
-    console(sys.stderr).print(table, highlight=False, soft_wrap=isinstance(table, str))
+    make_console(stderr=True).print(table, highlight=False, soft_wrap=isinstance(table, str))
 
 
 def show(table: Table) -> None:
     """Write a table to stdout, for the commands whose answer it is."""
-    console(sys.stdout).print(table)
+    make_console(stderr=False).print(table)
 
 
-def console(stream: TextIO) -> Console:
+def make_console(*, stderr: bool) -> Console:
     """A console that is as wide as the terminal, or wide enough for a table where there is none."""
-    return Console(file=stream, width=None if stream.isatty() else 150)
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if is_terminal else WIDTH)
 
 
 def plan(title: str, rows: dict[str, str]) -> Table:
