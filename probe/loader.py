@@ -28,8 +28,9 @@ from probe.capture import site_width
 from probe.corpora import TokenBatch
 from probe.errors import UserError
 from probe.language import LanguageModel
+from probe.rows import capture_rows, norm_limits, row_norms
 from probe.sites import Site
-from probe.store import ActivationStore, capture_rows, norm_limits, row_norms
+from probe.store import ActivationStore
 
 BLOCK_ROWS = 64
 BUFFER_ROWS = 2**17

@@ -19,7 +19,8 @@ from probe.interventions import editing
 from probe.language import LanguageModel
 from probe.runs import Run, verify
 from probe.sites import parse_site
-from probe.store import ActivationStore, StoreConfig, write_store
+from probe.store import ActivationStore, StoreConfig
+from probe.store_writing import write_store
 from probe.toy import tiny_gpt2, tiny_llama
 from saes.activations import TopK
 from saes.baselines import (

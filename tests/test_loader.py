@@ -18,7 +18,8 @@ from probe.language import LanguageModel
 from probe.loader import ActivationSource, StoreReader, StreamSource, repeat_usual
 from probe.runs import Run
 from probe.sites import parse_site
-from probe.store import ActivationStore, StoreConfig, write_store
+from probe.store import ActivationStore, StoreConfig
+from probe.store_writing import write_store
 from probe.toy import tiny_llama
 
 SITE = "resid_post.0"

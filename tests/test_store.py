@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-import probe.store
+import probe.store_writing
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
 from probe.runs import Run, own_files, verify
 from probe.sites import parse_site
-from probe.store import ActivationStore, StoreConfig, Sums, estimate_store, write_store
+from probe.store import ActivationStore, StoreConfig
+from probe.store_writing import Sums, estimate_store, write_store
 from probe.toy import tiny_gpt2, tiny_llama
 
 SITES = ("resid_post.0", "mlp_out.1", "module:model.layers.1.mlp:input")
@@ -239,7 +240,7 @@ def test_works_on_another_architecture_and_one_token_of_context_left(tmp_path, c
 
 def test_a_complete_store_is_not_written_again(tmp_path, model, corpus, monkeypatch):
     first = capture(tmp_path, model, config_for(corpus))
-    monkeypatch.setattr(probe.store, "capture_rows", None)
+    monkeypatch.setattr(probe.store_writing, "capture_rows", None)
     assert capture(tmp_path, model, config_for(corpus)).run.path == first.run.path
 
 
@@ -262,7 +263,7 @@ class Stop(Exception):
 def test_resumes_after_a_stop_at_any_batch(tmp_path, model, corpus, monkeypatch):
     config = config_for(corpus)
     expected = contents(capture(tmp_path / "whole", model, config).run.path)
-    plain = probe.store.capture_rows
+    plain = probe.store_writing.capture_rows
     for stop in (0, 1, 2, 3, 7, 12, 14):
         calls = []
 
@@ -272,7 +273,7 @@ def test_resumes_after_a_stop_at_any_batch(tmp_path, model, corpus, monkeypatch)
                 raise Stop
             return plain(*args)
 
-        monkeypatch.setattr(probe.store, "capture_rows", failing)
+        monkeypatch.setattr(probe.store_writing, "capture_rows", failing)
         parent = tmp_path / f"stop-{stop}"
         with pytest.raises(Stop):
             capture(parent, model, config)
@@ -280,7 +281,7 @@ def test_resumes_after_a_stop_at_any_batch(tmp_path, model, corpus, monkeypatch)
         assert not run.complete and len(list(run.path.glob("rows-*"))) == stop // 3
         calls.clear()
         monkeypatch.setattr(
-            probe.store, "capture_rows", lambda *a, c=calls: c.append(a) or plain(*a)
+            probe.store_writing, "capture_rows", lambda *a, c=calls: c.append(a) or plain(*a)
         )
         assert contents(capture(parent, model, config).run.path) == expected
         again = 15 - stop // 3 * 3
@@ -292,16 +293,16 @@ KILLED_SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
-import probe.store
+import probe.store_writing
 from probe.runs import Run
 from probe.toy import tiny_llama
 torch.set_num_threads(int(sys.argv[2]))
-plain = probe.store.capture_rows
+plain = probe.store_writing.capture_rows
 def slow(*args):
     time.sleep(0.03)
     return plain(*args)
-probe.store.capture_rows = slow
-probe.store.write_store(Run.open(Path(sys.argv[1])), tiny_llama(0), progress=False)
+probe.store_writing.capture_rows = slow
+probe.store_writing.write_store(Run.open(Path(sys.argv[1])), tiny_llama(0), progress=False)
 """
 
 
@@ -404,9 +405,11 @@ def test_value_too_large_for_float16_says_so(tmp_path, corpus):
 
 
 def test_disk_too_small_is_told_before_any_work(tmp_path, model, corpus, monkeypatch):
-    usage = probe.store.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(probe.store.shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    monkeypatch.setattr(probe.store, "capture_rows", None)
+    usage = probe.store_writing.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        probe.store_writing.shutil, "disk_usage", lambda _: usage._replace(free=100_000)
+    )
+    monkeypatch.setattr(probe.store_writing, "capture_rows", None)
     with pytest.raises(Failure, match=r"needs up to 0\.\d+ MB .* has 0\.10 MB free"):
         capture(tmp_path, model, config_for(corpus))
 
@@ -421,7 +424,7 @@ def test_disk_too_small_is_told_before_any_work(tmp_path, model, corpus, monkeyp
 def test_disk_full_while_writing(tmp_path, model, corpus, monkeypatch, error):
     config = config_for(corpus)
     expected = contents(capture(tmp_path / "whole", model, config).run.path)
-    plain, calls = probe.store.save_file, []
+    plain, calls = probe.store_writing.save_file, []
 
     def full(tensors, path):
         calls.append(path)
@@ -430,7 +433,7 @@ def test_disk_full_while_writing(tmp_path, model, corpus, monkeypatch, error):
             raise error
         plain(tensors, path)
 
-    monkeypatch.setattr(probe.store, "save_file", full)
+    monkeypatch.setattr(probe.store_writing, "save_file", full)
     with pytest.raises(Failure, match="is full; free some space"):
         capture(tmp_path / "full", model, config)
     run = Run.open(next((tmp_path / "full").iterdir()))
@@ -445,7 +448,7 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path, model, corpus, monkey
     def refuse(*_):
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(probe.store, "save_file", refuse)
+    monkeypatch.setattr(probe.store_writing, "save_file", refuse)
     with pytest.raises(PermissionError):
         capture(tmp_path, model, config_for(corpus))
 

@@ -15,7 +15,8 @@ from probe.language import LanguageModel
 from probe.models import Dtype, load_model, model_name, weights_checksum
 from probe.runs import Run
 from probe.sites import expand_sites, parse_site
-from probe.store import StoreConfig, estimate_store, write_store
+from probe.store import StoreConfig
+from probe.store_writing import estimate_store, write_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Command:
     """Sequences in one forward pass."""
     shard_batches: int = 32
     """Batches in a shard: held in memory, and the most that a killed capture does again."""
+    max_norm: float = 10.0
+    """Leave out rows of a norm above so many medians (attention sinks); 0 keeps every row."""
     store_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format on disk."""
     dtype: Dtype = "auto"
@@ -96,6 +99,7 @@ def store_config(command: Command, model: LanguageModel) -> StoreConfig:
         tokens=command.tokens,
         context=command.context,
         batch_sequences=command.batch_sequences,
+        max_norm=command.max_norm,
         dtype=command.store_dtype,
         shard_batches=command.shard_batches,
     )

@@ -11,8 +11,8 @@ from tests.bench import capture, clicks, index, training
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
 them; the last column is the median of the ratios within a round. Dense autograd is the same TopK
 step written down plainly. The feature loop only finds statistics and example rows, no contexts,
-tokens, logits or neighbours. Clicks are on the dashboard with 18,432 features, until drawn; a row
-is clicked after a quarter of a second of pointer travel."""
+tokens, logits or neighbours. Clicks are on the dashboard with 18,432 features, from the press of
+the button to the frame that shows it; the longest filter is the first, before it is cached."""
 
 
 def main() -> None:

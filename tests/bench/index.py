@@ -11,7 +11,8 @@ import torch
 
 from probe.corpora import read_documents
 from probe.runs import Run
-from probe.store import ActivationStore, StoreConfig, write_store
+from probe.store import ActivationStore, StoreConfig
+from probe.store_writing import write_store
 from probe.toy import tiny_llama
 from saes.activations import TopK
 from saes.features import IndexConfig, build_index

@@ -1,0 +1,400 @@
+"""Writing a store: shard by shard while a model reads a corpus, in bounded memory.
+
+A shard ends where a batch ends, and its `rows` file is renamed into place after all its `acts`
+files: the shard exists if and only if that file does. A capture that was killed therefore goes on
+with the batch that follows the last whole shard and ends with the same bytes as one that never
+stopped.
+
+Sums are taken in float64 over the values as stored: the statistics are those of what is read back.
+"""
+
+import contextlib
+import errno
+import itertools
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from jaxtyping import Float, Float64, Int
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from probe.capture import site_width
+from probe.corpora import TokenBatch, document_ids, token_batches
+from probe.errors import Failure, UserError
+from probe.language import LanguageModel
+from probe.rows import capture_rows, norm_limits, without_outliers
+from probe.runs import Run, atomic_path
+from probe.sites import Site, parse_site
+from probe.store import (
+    DTYPES,
+    ActivationStore,
+    StoreConfig,
+    acts_path,
+    open_tensors,
+    rows_path,
+)
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 1024
+ROW_BYTES = 4 + 4 + 2 + 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEstimate:
+    """What a capture will take; upper bounds, since dropped tokens are not known before."""
+
+    sequences: int
+    """Sequences read."""
+    rows: int
+    """Rows kept of each site."""
+    shards: int
+    """Shards written."""
+    disk_bytes: int
+    """Size of the finished store."""
+    memory_bytes: int
+    """Size of the shard held in memory (the model and its activations come on top)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Running sums over rows, in float64."""
+
+    sum: Float64[Tensor, " d"]
+    """Sum of the rows."""
+    sum_squares: Float64[Tensor, " d"]
+    """Sum of the squared rows."""
+    norm_sum: Float64[Tensor, ""]
+    """Sum of the rows' Euclidean norms."""
+    count: Int[Tensor, ""]
+    """Number of rows."""
+
+    @staticmethod
+    def of(values: Float[Tensor, "n d"]) -> "Sums":
+        """Sums of some rows, brought to the CPU."""
+        exact = values.double()
+        squares = exact.square()
+        return Sums(
+            sum=exact.sum(0).cpu(),
+            sum_squares=squares.sum(0).cpu(),
+            norm_sum=squares.sum(1).sqrt().sum().cpu(),
+            count=torch.tensor(len(values)),
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            sum=self.sum + other.sum,
+            sum_squares=self.sum_squares + other.sum_squares,
+            norm_sum=self.norm_sum + other.norm_sum,
+            count=self.count + other.count,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, as a shard keeps them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def estimate_store(config: StoreConfig, widths: Mapping[str, int]) -> StoreEstimate:
+    """Disk and memory that a capture takes, from the sites' widths, without running anything."""
+    sequences = -(-config.tokens // config.context)
+    shard_sequences = config.batch_sequences * config.shard_batches
+    shards = -(-sequences // shard_sequences)
+    width = sum(widths[site] for site in config.sites)
+    row_bytes = width * DTYPES[config.dtype].itemsize + ROW_BYTES
+    kept = max(config.context - 1, 0)
+    sums = len(config.sites) * HEADER_BYTES + 16 * width
+    per_sequence = kept * row_bytes + 8 * config.context
+    return StoreEstimate(
+        sequences=sequences,
+        rows=sequences * kept,
+        shards=shards,
+        disk_bytes=sequences * per_sequence + shards * (HEADER_BYTES + sums) + 2 * sums,
+        memory_bytes=min(sequences, shard_sequences) * per_sequence,
+    )
+
+
+def write_store(
+    run: Run,
+    model: LanguageModel,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> "ActivationStore":
+    """Run the model over the corpus and keep its activations; goes on where a killed run stopped.
+
+    Args:
+        run: a folder made with `StoreConfig.run_config()`; a complete one is opened as it is.
+        model: the model that the config names.
+        inputs: hashes of what went in (weights, corpus), for the manifest.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: a site is not in the model, the corpus is empty, or another process writes here.
+        Failure: non-finite activations, or a disk too small or full.
+    """
+    config = StoreConfig.from_run_config(run.config)
+    with run.lock():
+        if not run.complete:
+            _remove_leftovers(run.path)
+            _write_shards(run.path, config, model, progress=progress)
+            with _explaining_full_disk(run.path):
+                _finish(run, config, model, inputs or {})
+    return ActivationStore.open(run.path)
+
+
+class _ShardBuffer:
+    """The shard being filled: each site's rows in the store's dtype, their places, their sums."""
+
+    def __init__(self, config: StoreConfig, widths: Mapping[str, int], n_sequences: int) -> None:
+        n_rows = min(n_sequences, config.shard_batches * config.batch_sequences) * config.context
+        dtype = DTYPES[config.dtype]
+        self.values = {site: torch.empty(n_rows, widths[site], dtype=dtype) for site in widths}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the rows; the memory is used again."""
+        self.n_rows = 0
+        self.batches: list[TokenBatch] = []
+        self.sums: dict[str, Sums] = {}
+
+    def add(self, batch: TokenBatch, rows: Mapping[Site, Tensor]) -> None:
+        """Append a batch's kept rows."""
+        start = self.n_rows
+        for site, values in rows.items():
+            name = str(site)
+            self.values[name][start : start + len(values)] = values
+            sums = Sums.of(values)
+            self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+        self.n_rows += int(batch.keep.sum())
+        self.batches.append(batch)
+
+    def write(self, folder: Path, number: int, site_folders: Mapping[str, str]) -> None:
+        """Write the shard's files, the one that makes it exist last."""
+        for name, values in self.values.items():
+            tensors = {"values": values[: self.n_rows]} | self.sums[name].tensors()
+            _save_tensors(acts_path(folder, site_folders[name], number), tensors)
+        _save_tensors(rows_path(folder, number), self._places())
+
+    def _places(self) -> dict[str, Tensor]:
+        tokens = torch.cat([batch.tokens for batch in self.batches]).cpu()
+        doc = torch.cat([batch.doc for batch in self.batches]).cpu()
+        keep = torch.cat([batch.keep for batch in self.batches]).cpu()
+        sequence, position = keep.nonzero(as_tuple=True)
+        first = self.batches[0].first_sequence
+        return {
+            "doc": doc[keep].int(),
+            "sequence": (sequence + first).int(),
+            "position": position.short(),
+            "token": tokens[keep].int(),
+            "tokens": tokens.int(),
+            "sequence_doc": doc.int(),
+            "first_sequence": torch.tensor(first),
+        }
+
+
+def _write_shards(
+    folder: Path, config: StoreConfig, model: LanguageModel, *, progress: bool
+) -> None:
+    sites = [parse_site(name) for name in config.sites]
+    widths = {str(site): site_width(model, site) for site in sites}
+    number, sequence = _whole_shards(folder, config)
+    estimate = estimate_store(config, widths)
+    _check_disk(folder, estimate, done=sequence / estimate.sequences)
+    buffer = _ShardBuffer(config, widths, estimate.sequences)
+    dtype = DTYPES[config.dtype]
+    limits: dict[Site, float] = {}
+    if sequence:
+        first = next(_read_tokens(config, model, 0))
+        limits = norm_limits(capture_rows(model, first, sites, dtype), config.max_norm)
+    with _progress_bar(config, sequence, estimate.sequences, show=progress) as bar:
+        for batch in _read_tokens(config, model, sequence):
+            assert batch.first_sequence == sequence, "batches must follow one another"
+            rows = capture_rows(model, batch, sites, dtype)
+            limits = limits or norm_limits(rows, config.max_norm)
+            buffer.add(*without_outliers(batch, rows, limits))
+            sequence += len(batch.tokens)
+            bar.update(batch.tokens.numel())
+            if len(buffer.batches) == config.shard_batches:
+                number = _flush(buffer, folder, number, config)
+        if buffer.batches:
+            number = _flush(buffer, folder, number, config)
+
+
+def _read_tokens(config: StoreConfig, model: LanguageModel, sequence: int) -> Iterator[TokenBatch]:
+    return token_batches(
+        config.corpus,
+        model,
+        context=config.context,
+        batch_sequences=config.batch_sequences,
+        max_tokens=config.tokens,
+        start_sequence=sequence,
+    )
+
+
+def _flush(buffer: _ShardBuffer, folder: Path, number: int, config: StoreConfig) -> int:
+    with _explaining_full_disk(folder):
+        buffer.write(folder, number, config.folders())
+    buffer.clear()
+    return number + 1
+
+
+def _progress_bar(config: StoreConfig, sequence: int, n_sequences: int, *, show: bool) -> tqdm:
+    return tqdm(
+        total=n_sequences * config.context,
+        initial=sequence * config.context,
+        desc="capture",
+        unit=" tokens",
+        unit_scale=True,
+        disable=not show,
+    )
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a writer that was killed."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
+def _whole_shards(folder: Path, config: StoreConfig) -> tuple[int, int]:
+    """How many whole shards lead the store, and the number of the sequence that follows them."""
+    sequence = 0
+    for number in itertools.count():
+        path = rows_path(folder, number)
+        if not path.exists():
+            return number, sequence
+        try:
+            rows = open_tensors(path)
+            lengths = {
+                open_tensors(acts_path(folder, name, number)).get_slice("values").get_shape()[0]
+                for name in config.folders().values()
+            }
+        except Failure as error:
+            logger.warning("capturing again from shard %d on: %s", number, error)
+            return number, sequence
+        if lengths != {rows.get_slice("doc").get_shape()[0]}:
+            logger.warning("capturing again from shard %d on: its files differ in length", number)
+            return number, sequence
+        sequence = int(rows.get_tensor("first_sequence")) + rows.get_slice("tokens").get_shape()[0]
+    raise AssertionError("unreachable")
+
+
+def _check_disk(folder: Path, estimate: StoreEstimate, done: float) -> None:
+    needed = round(estimate.disk_bytes * max(0.0, 1 - done))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Failure(
+            f"the capture needs up to {_size(needed)} and {folder} has {_size(free)} free; free "
+            "some space, or ask for fewer tokens, fewer sites or dtype bfloat16."
+        )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+
+
+@contextlib.contextmanager
+def _explaining_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps the system's error and keeps its number in the text only.
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in full and not any(
+            f"(os error {number})" in str(error) for number in full
+        ):
+            raise
+        raise Failure(
+            f"the disk that holds {folder} is full; free some space and run the same command "
+            "again: it goes on after the last whole shard."
+        ) from error
+
+
+def _finish(run: Run, config: StoreConfig, model: LanguageModel, inputs: Mapping[str, str]) -> None:
+    """Combine the shards' sums, name the documents, count what was dropped, write the manifest."""
+    n_shards, n_sequences = _whole_shards(run.path, config)
+    summary = _count(run.path, n_shards, model.special_ids)
+    if summary["n_rows"] == 0:
+        raise UserError(
+            "no row is left once position 0 and special tokens are dropped; choose a longer "
+            f"context than {config.context} or another corpus."
+        )
+    widths = _write_statistics(run.path, config, n_shards)
+    _write_documents(run.path / "documents.parquet", config.corpus, summary["n_documents"])
+    seed = config.model.get("random_weights")
+    run.finish(
+        summary=summary | {"n_sequences": n_sequences, "n_shards": n_shards, "widths": widths},
+        inputs=inputs,
+        seeds={} if seed is None else {"random_weights": seed},
+        device=str(model.device),
+    )
+
+
+def _count(folder: Path, n_shards: int, special_ids: Collection[int]) -> dict[str, Any]:
+    """Rows, tokens and documents of the store, and how many tokens were dropped and why."""
+    n_rows = n_tokens = n_sequences = n_special = n_documents = 0
+    special = torch.tensor(sorted(special_ids))
+    for number in range(n_shards):
+        rows = open_tensors(rows_path(folder, number))
+        tokens, sequence_doc = rows.get_tensor("tokens"), rows.get_tensor("sequence_doc")
+        n_rows += len(rows.get_tensor("position"))
+        n_special += int(torch.isin(tokens[:, 1:], special).sum())
+        n_tokens += tokens.numel()
+        n_sequences += len(tokens)
+        n_documents = max(n_documents, int(sequence_doc.max()) + 1)
+    return {
+        "n_rows": n_rows,
+        "n_tokens": n_tokens,
+        "n_documents": n_documents,
+        "dropped_position_0": n_sequences,
+        "dropped_special_tokens": n_special,
+        "dropped_outlier_norms": n_tokens - n_rows - n_sequences - n_special,
+    }
+
+
+def _write_statistics(folder: Path, config: StoreConfig, n_shards: int) -> dict[str, int]:
+    """Write `statistics.safetensors`; gives the sites' widths."""
+    tensors: dict[str, Tensor] = {}
+    widths: dict[str, int] = {}
+    for site, name in config.folders().items():
+        shards = [open_tensors(acts_path(folder, name, i)) for i in range(n_shards)]
+        keys = [field.name for field in fields(Sums)]
+        sums = [Sums(**{key: shard.get_tensor(key) for key in keys}) for shard in shards]
+        total = sum(sums[1:], start=sums[0])
+        mean = total.sum / total.count
+        variance = (total.sum_squares / total.count - mean.square()).clamp(min=0)
+        tensors |= {
+            f"{name}/mean": mean,
+            f"{name}/sd": variance.sqrt(),
+            f"{name}/mean_norm": total.norm_sum / total.count,
+            f"{name}/count": total.count,
+        }
+        widths[site] = len(mean)
+    _save_tensors(folder / "statistics.safetensors", tensors)
+    return widths
+
+
+def _write_documents(path: Path, corpus: str, n_documents: int) -> None:
+    ids = document_ids(corpus, n_documents)
+    if len(ids) != n_documents:
+        raise Failure(
+            f"corpus {corpus!r} has {len(ids)} documents and had {n_documents} when it was read; "
+            f"delete {path.parent} and capture again."
+        )
+    numbers = pyarrow.array(range(n_documents), pyarrow.int32())
+    table = pyarrow.table({"doc": numbers, "id": pyarrow.array(ids, pyarrow.string())})
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")
