@@ -110,8 +110,13 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     command = tyro.cli(
         module.Command,
         args=list(arguments),
+        default=module.default(arguments) if hasattr(module, "default") else None,
         prog=f"lorgnette {name}",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.AvoidSubcommands,
+        ),
     )
     folder = module.run(command)
     if folder is not None:

@@ -16,6 +16,7 @@ from probe.models import load_model
 from probe.runs import MANIFEST, Run, sha256_file
 from probe.sites import parse_site
 from probe.store import ActivationStore
+from saes.activations import activation_name
 from saes.folder import WEIGHTS
 from saes.training import TrainConfig
 
@@ -71,7 +72,7 @@ def model_of(config: dict[str, Any], device: str = "auto") -> LanguageModel:
 def train_options(config: TrainConfig) -> dict[str, Any]:
     """A training config as JSON, with its activation's name beside the activation's options."""
     options = asdict(config) | {"betas": list(config.betas)}
-    options["activation"] = {"name": type(config.activation).__name__} | asdict(config.activation)
+    options["activation"] = {"name": activation_name(config.activation)} | asdict(config.activation)
     return options
 
 

@@ -1,12 +1,14 @@
 """Shuffled batches of activations for training, from a store or straight from a model.
 
-Both sources cut an endless stream of rows into buffers of a whole number of batches and shuffle the
-rows inside each buffer. They differ in the stream:
+The first two sources cut an endless stream of rows into buffers of a whole number of batches and
+shuffle the rows inside each buffer. They differ in the stream:
 
 - `StoreReader`: every epoch is a fresh permutation of blocks of `BLOCK_ROWS` neighbouring rows over
   the whole store. A block is about half a sequence, so a buffer mixes `buffer_rows / BLOCK_ROWS`
   places of the corpus while the disk still reads runs of rows, in order, and never a single row.
 - `StreamSource`: the corpus in its own order, captured as it goes, again from its start at its end.
+
+`TensorSource` shuffles rows that are in memory already.
 
 Everything is a function of the seed and the batch's number. `batches(start)` therefore jumps to any
 batch exactly: the store reader reads the one buffer the batch is in, the stream counts the rows
@@ -298,6 +300,45 @@ class StreamSource:
                     "give more text or choose a smaller batch."
                 )
             skip %= n_rows
+
+
+class TensorSource:
+    """Shuffled batches of rows in memory; every epoch is a fresh permutation of all of them."""
+
+    def __init__(self, x: Float[Tensor, "n d"], batch_size: int, seed: int = 0) -> None:
+        """Prepare to read. Raises `UserError` where there are fewer rows than one batch."""
+        if not 1 <= batch_size <= len(x):
+            raise UserError(
+                f"the batch size must be from 1 to the number of rows, {len(x)}; got {batch_size}."
+            )
+        self.x = x
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def d(self) -> int:
+        """Width of a row."""
+        return self.x.shape[1]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in one pass over the data."""
+        return len(self.x)
+
+    def sample(self, n: int) -> Float[Tensor, "n d"]:
+        """`n` different rows at random, all where there are fewer."""
+        order = _generator(self.seed, SAMPLE).permutation(len(self.x))[:n]
+        return self.x.index_select(0, torch.from_numpy(order)).float()
+
+    def batches(self, start: int) -> Iterator[Float[Tensor, "b d"]]:
+        """Endless float32 batches, epoch after epoch, from batch number `start` on."""
+        epoch, skip = divmod(start, len(self.x) // self.batch_size)
+        while True:
+            order = torch.from_numpy(_generator(self.seed, EPOCH, epoch).permutation(len(self.x)))
+            for batch in order.split(self.batch_size)[skip:]:
+                if len(batch) == self.batch_size:
+                    yield self.x.index_select(0, batch).float()
+            epoch, skip = epoch + 1, 0
 
 
 def repeat_usual(rows: Float[Tensor, "n d"], limit: float) -> Float[Tensor, "n d"]:

@@ -17,9 +17,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from saes import kernels
-from saes.activations import top_k
 from saes.models import SparseAutoencoder
-from saes.types import Codes, SaeOutput
+from saes.selection import top_k
+from saes.types import Codes, Entries, SaeOutput
 
 Reconstruct = Callable[[Float[Tensor, "b d"]], SaeOutput]
 """Codes and reconstruction of float32 rows. Codes may be negative here; non-zero ones count."""
@@ -124,7 +124,8 @@ def random_dictionary_candidate(
     def reconstruct(x: Float[Tensor, "b d"], scale: float) -> SaeOutput:
         codes = top_k((x - centre) @ directions.T, min(k, d_sae))
         codes = Codes(values=codes.values * scale, indices=codes.indices)
-        decoded = kernels.decode(codes.values, codes.indices, directions)
+        entries = Entries.of_rows(codes.indices)
+        decoded = kernels.decode(codes.values.reshape(-1), entries, directions)
         return SaeOutput(reconstruction=decoded + centre, codes=codes)
 
     unscaled = reconstruct(sample, 1.0).reconstruction - centre

@@ -14,10 +14,11 @@ them to choose the largest). The other five touch `b x k` entries (Gao et al. 20
 5. gradients of the biases: `b_enc` gets the column sums of P; `b_dec`, through the encoder, gets
    `-W_enc` times those column sums: one matrix-vector product.
 
-The sparse forms go through compressed sparse rows (MKL on the CPU, cuSPARSE on CUDA); no `[b, k,
+Rows may hold different numbers of entries (`saes.types.Entries`): TopK is the case where all hold
+`k`. The sparse forms go through compressed sparse rows (MKL on the CPU, cuSPARSE on CUDA); no `[n,
 d]` array ever exists. Beside each stands a reference that says the same densely and obviously;
-tests hold the two equal, and where `k` is no small part of `s` the dense form is faster and is
-used.
+tests hold the two equal. Where the entries are no small part of all `b x s` dense products are
+faster, and each of the three sparse products turns into one.
 
 The encoder is stored as `[s, d]` and seen as its transpose `[d, s]`: the gradients of (2) and (4)
 come out as `[s, d]`, which is then the layout of both parameters.
@@ -27,10 +28,12 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from saes.types import Entries
 
 DENSE_SHARE = 1 / 12
 """Above this share of active latents the dense form is used: there it overtakes (CPU, d = 576)."""
@@ -41,66 +44,76 @@ with warnings.catch_warnings(action="ignore"):
 
 
 def decode(
-    values: Float[Tensor, "b k"], indices: Int[Tensor, "b k"], W_dec: Float[Tensor, "s d"]
+    values: Float[Tensor, " n"], entries: Entries, W_dec: Float[Tensor, "s d"]
 ) -> Float[Tensor, "b d"]:
     """`A @ W_dec` for the sparse codes A; differentiable in `values` and `W_dec`."""
-    if indices.shape[1] > DENSE_SHARE * len(W_dec):
-        return decode_reference(values, indices, W_dec)
-    return _SparseDecode.apply(values, indices, W_dec)
+    return _SparseDecode.apply(values, entries, W_dec)
 
 
 def pre_activations_at(
     x: Float[Tensor, "b d"],
-    b_dec: Float[Tensor, " d"],
+    centre: Float[Tensor, " d"],
     W_enc: Float[Tensor, "d s"],
     b_enc: Float[Tensor, " s"],
-    indices: Int[Tensor, "b k"],
-    known: Float[Tensor, "b k"] | None = None,
-) -> Float[Tensor, "b k"]:
-    """The entries of `(x - b_dec) @ W_enc + b_enc` at `indices`; differentiable in the first four.
+    entries: Entries,
+    known: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, " n"]:
+    """The entries of `(x - centre) @ W_enc + b_enc`; differentiable in the first four.
 
     `known` are these same numbers where the dense forward pass has them already.
     """
-    if indices.shape[1] > DENSE_SHARE * len(b_enc):
-        return pre_activations_at_reference(x, b_dec, W_enc, b_enc, indices)
-    return _SparsePreActivations.apply(x, b_dec, W_enc, b_enc, indices, known)
+    return _SparsePreActivations.apply(x, centre, W_enc, b_enc, entries, known)
 
 
 def decode_reference(
-    values: Float[Tensor, "b k"], indices: Int[Tensor, "b k"], W_dec: Float[Tensor, "s d"]
+    values: Float[Tensor, " n"], entries: Entries, W_dec: Float[Tensor, "s d"]
 ) -> Float[Tensor, "b d"]:
     """`decode` through a dense code matrix."""
-    codes = values.new_zeros(len(values), len(W_dec)).scatter_add(1, indices, values)
-    return codes @ W_dec
+    return scattered(values, entries, len(W_dec)) @ W_dec
 
 
 def pre_activations_at_reference(
     x: Float[Tensor, "b d"],
-    b_dec: Float[Tensor, " d"],
+    centre: Float[Tensor, " d"],
     W_enc: Float[Tensor, "d s"],
     b_enc: Float[Tensor, " s"],
-    indices: Int[Tensor, "b k"],
-) -> Float[Tensor, "b k"]:
+    entries: Entries,
+) -> Float[Tensor, " n"]:
     """`pre_activations_at` through all pre-activations."""
-    return ((x - b_dec) @ W_enc + b_enc).gather(1, indices)
+    return ((x - centre) @ W_enc + b_enc)[entries.rows, entries.latents]
+
+
+def scattered(
+    values: Float[Tensor, " n"], entries: Entries, n_latents: int
+) -> Float[Tensor, "b s"]:
+    """The entries as a dense matrix; those in the same place add up."""
+    places = entries.rows * n_latents + entries.latents
+    flat = values.new_zeros(entries.n_rows * n_latents).index_add(0, places, values)
+    return flat.view(entries.n_rows, n_latents)
+
+
+def is_dense(entries: Entries, n_latents: int) -> bool:
+    """Whether so many entries are there that dense products are faster."""
+    return len(entries.latents) > DENSE_SHARE * entries.n_rows * n_latents
 
 
 class _SparseDecode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices, W_dec)
-        return weighted_rows(values, indices, W_dec)
+    def forward(ctx: Any, values: Tensor, entries: Entries, W_dec: Tensor) -> Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.entries = entries
+        return weighted_rows(values, entries, W_dec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        values, indices, W_dec = ctx.saved_tensors
+        values, W_dec = ctx.saved_tensors
         gradient = gradient.contiguous()
         need_values, _, need_W_dec = ctx.needs_input_grad
         return (
-            row_products(gradient, W_dec, indices) if need_values else None,
+            row_products(gradient, W_dec, ctx.entries) if need_values else None,
             None,
-            transposed_product(values, indices, gradient, len(W_dec)) if need_W_dec else None,
+            transposed_product(values, ctx.entries, gradient, len(W_dec)) if need_W_dec else None,
         )
 
 
@@ -109,29 +122,31 @@ class _SparsePreActivations(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        b_dec: Tensor,
+        centre: Tensor,
         W_enc: Tensor,
         b_enc: Tensor,
-        indices: Tensor,
+        entries: Entries,
         known: Tensor | None,
     ) -> Tensor:
-        centred = x - b_dec
-        ctx.save_for_backward(centred, W_enc, indices)
+        centred = x - centre
+        ctx.save_for_backward(centred, W_enc)
+        ctx.entries = entries
         if known is not None:
             return known.clone()
-        return row_products(centred, W_enc.T, indices) + b_enc[indices]
+        return row_products(centred, W_enc.T, entries) + b_enc[entries.latents]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, W_enc, indices = ctx.saved_tensors
-        need_x, need_b_dec, need_W_enc, _, _, _ = ctx.needs_input_grad
+        centred, W_enc = ctx.saved_tensors
+        entries = ctx.entries
+        need_x, need_centre, need_W_enc, _, _, _ = ctx.needs_input_grad
         by_latent = gradient.new_zeros(W_enc.shape[1])
-        by_latent.index_add_(0, indices.flatten(), gradient.flatten())
+        by_latent.index_add_(0, entries.latents, gradient)
         return (
-            weighted_rows(gradient, indices, W_enc.T) if need_x else None,
-            -(W_enc @ by_latent) if need_b_dec else None,
-            transposed_product(gradient, indices, centred, len(by_latent)).T
+            weighted_rows(gradient, entries, W_enc.T) if need_x else None,
+            -(W_enc @ by_latent) if need_centre else None,
+            transposed_product(gradient, entries, centred, len(by_latent)).T
             if need_W_enc
             else None,
             by_latent,
@@ -140,47 +155,107 @@ class _SparsePreActivations(torch.autograd.Function):
         )
 
 
+def jump(
+    pre: Float[Tensor, " n"], thresholds: Float[Tensor, " n"], bandwidth: float
+) -> Float[Tensor, " n"]:
+    """JumpReLU, `pre` where it exceeds its threshold and 0 elsewhere, with its pseudo-derivative.
+
+    With K the window of width `bandwidth` around a threshold: the gradient to `pre` is that of the
+    active entries, the one to a threshold is -threshold / bandwidth inside K (Rajamanoharan et al.
+    2024, 2407.14435, section 3).
+    """
+    return _Jump.apply(pre, thresholds, bandwidth)
+
+
+def step(
+    pre: Float[Tensor, " n"], thresholds: Float[Tensor, " n"], bandwidth: float
+) -> Float[Tensor, " n"]:
+    """1 where `pre` exceeds its threshold; the gradient to a threshold is -1 / bandwidth inside K.
+
+    Source: as `jump`. `pre` gets no gradient.
+    """
+    return _Step.apply(pre, thresholds, bandwidth)
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, thresholds)
+        ctx.bandwidth = bandwidth
+        return torch.where(pre > thresholds, pre, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        pre, thresholds = ctx.saved_tensors
+        inside = (pre - thresholds).abs() < ctx.bandwidth / 2
+        by_threshold = torch.where(inside, -thresholds / ctx.bandwidth * gradient, 0)
+        return torch.where(pre > thresholds, gradient, 0), by_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, thresholds)
+        ctx.bandwidth = bandwidth
+        return (pre > thresholds).to(pre)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        pre, thresholds = ctx.saved_tensors
+        inside = (pre - thresholds).abs() < ctx.bandwidth / 2
+        return None, torch.where(inside, -gradient / ctx.bandwidth, 0), None
+
+
 def weighted_rows(
-    weights: Float[Tensor, "b k"], indices: Int[Tensor, "b k"], W: Float[Tensor, "s d"]
+    weights: Float[Tensor, " n"], entries: Entries, W: Float[Tensor, "s d"]
 ) -> Float[Tensor, "b d"]:
-    """`out[i] = sum_j weights[i, j] * W[indices[i, j]]`."""
-    if not indices.numel():
-        return W.new_zeros(len(indices), W.shape[1])
-    return functional.embedding_bag(indices, W, per_sample_weights=weights, mode="sum")
+    """`out[i] = sum of weights * W[latent]` over the entries of row i."""
+    if not len(entries.latents):
+        return W.new_zeros(entries.n_rows, W.shape[1])
+    if is_dense(entries, len(W)):
+        return scattered(weights, entries, len(W)) @ W
+    return functional.embedding_bag(
+        entries.latents, W, entries.starts,
+        per_sample_weights=weights, mode="sum", include_last_offset=True,
+    )  # fmt: skip
 
 
 def row_products(
-    rows: Float[Tensor, "b d"], W: Float[Tensor, "s d"], indices: Int[Tensor, "b k"]
-) -> Float[Tensor, "b k"]:
-    """`out[i, j] = rows[i] . W[indices[i, j]]`."""
-    b, k = indices.shape
-    if not indices.numel():
-        return rows.new_zeros(b, k)
-    starts = torch.arange(0, b * k + 1, k, dtype=torch.int32, device=rows.device)
-    zeros = rows.new_zeros(b * k)
-    columns = indices.flatten().int()
-    wanted = torch.sparse_csr_tensor(starts, columns, zeros, (b, len(W)), check_invariants=False)
-    return torch.sparse.sampled_addmm(wanted, rows, W.T, beta=0.0).values().view(b, k)
+    rows: Float[Tensor, "b d"], W: Float[Tensor, "s d"], entries: Entries
+) -> Float[Tensor, " n"]:
+    """`rows[i] . W[latent]` at every entry of row i."""
+    n = len(entries.latents)
+    if not n:
+        return rows.new_zeros(0)
+    if is_dense(entries, len(W)):
+        return (rows @ W.T).view(-1).index_select(0, entries.rows * len(W) + entries.latents)
+    wanted = torch.sparse_csr_tensor(
+        entries.starts.int(), entries.latents.int(), rows.new_zeros(n), (len(rows), len(W)),
+        check_invariants=False,
+    )  # fmt: skip
+    return torch.sparse.sampled_addmm(wanted, rows, W.T, beta=0.0).values()
 
 
 def transposed_product(
-    weights: Float[Tensor, "b k"],
-    indices: Int[Tensor, "b k"],
+    weights: Float[Tensor, " n"],
+    entries: Entries,
     rows: Float[Tensor, "b d"],
     n_latents: int,
 ) -> Float[Tensor, "s d"]:
-    """`out[l] = sum of weights[i, j] * rows[i]` over the entries where `indices[i, j] == l`."""
-    b, k = indices.shape
-    if not indices.numel():
+    """`out[l] = sum of weights * rows[i]` over the entries of latent l, i being their row."""
+    if not len(entries.latents):
         return rows.new_zeros(n_latents, rows.shape[1])
-    latents = indices.flatten().int()
+    if is_dense(entries, n_latents):
+        return scattered(weights, entries, n_latents).T @ rows
+    latents = entries.latents.int()
     order = torch.sort(latents, stable=True).indices
     starts = torch.zeros(n_latents + 1, dtype=torch.int32, device=rows.device)
     starts[1:] = torch.bincount(latents, minlength=n_latents).cumsum(0)
-    owners = torch.div(order, k, rounding_mode="floor").int()
-    weights = weights.flatten()[order]
     matrix = torch.sparse_csr_tensor(
-        starts, owners, weights, (n_latents, b), check_invariants=False
-    )
+        starts, entries.rows[order].int(), weights[order], (n_latents, len(rows)),
+        check_invariants=False,
+    )  # fmt: skip
     # With beta = 0 the empty memory is written, never read; `matrix @ rows` would fill and copy it.
     return rows.new_empty(n_latents, rows.shape[1]).addmm_(matrix, rows, beta=0.0)

@@ -9,11 +9,21 @@ of `|x - mean|^2` over a large sample:
    it) and ehat what the `k_aux` strongest dead latents make of the same input, `sum |e - ehat|^2 /
    sum |e - mean(e)|^2` over the batch (normalised as in their code): dead latents learn what the
    live ones leave over. The bias `b_dec` takes part in neither e nor ehat.
+3. `further`: `normalised_mse` of what else has to reconstruct the input: an eighth for multi-TopK
+   (Gao et al. 2024), 1 for each of Matryoshka's inner prefixes (Bussmann et al. 2025, 2503.17547)
+   and for the gates of Gated (Rajamanoharan et al. 2024, 2404.16014).
+4. `penalty`: the activation's own, times its coefficient, in units that make it dimensionless: L1
+   norms over sqrt(V), top-AFA's squared difference of norms over V / d (the authors' balance, since
+   their squared error is a mean over the d coordinates of standardised rows), numbers of latents as
+   they are.
 """
+
+import math
 
 from jaxtyping import Float
 from torch import Tensor
 
+from saes.activations import Activation, Gated, JumpRelu, Relu, TopAfa, TopK
 from saes.types import Loss, TrainingOutput
 
 
@@ -48,10 +58,31 @@ def auxk(error: Float[Tensor, "b d"], residual: Float[Tensor, "b d"] | None) -> 
     return (error - residual).square().sum() / spread
 
 
-def training_loss(output: TrainingOutput, *, variance: float, auxk_alpha: float) -> Loss:
+def training_loss(
+    output: TrainingOutput, activation: Activation, *, variance: float, auxk_alpha: float
+) -> Loss:
     """All terms of one training step; `variance` is that of the normalised source."""
     error = output.target - output.reconstruction
+    d = output.target.shape[1]
+    further = error.new_zeros(())
+    for reconstruction in output.further:
+        further = further + normalised_mse(output.target, reconstruction, variance)
     return Loss(
         mse=normalised_mse(output.target, output.reconstruction, variance),
+        further=further * (1 / 8 if isinstance(activation, TopK) else 1),
+        penalty=output.penalty * penalty_weight(activation, variance, d),
         auxk=auxk_alpha * auxk(error, output.residual),
     )
+
+
+def penalty_weight(activation: Activation, variance: float, d: int) -> float:
+    """The coefficient of an activation's penalty over the unit that the penalty is measured in."""
+    match activation:
+        case Relu(l1=weight) | Gated(l1=weight):
+            return weight / math.sqrt(variance)
+        case JumpRelu(l0=weight):
+            return weight
+        case TopAfa(afa=weight):
+            return weight * d / variance
+        case _:
+            return 0.0

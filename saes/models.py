@@ -9,35 +9,44 @@ Under `normalize = "layer_norm"` x is first freed of its own mean and divided by
 deviation (unbiased, plus 1e-5), and the reconstruction is given both back, as in OpenAI's code and
 in SAELens's `layer_norm`.
 
-Initialisation (their appendix A.1): rows of `W_dec` random unit vectors, `W_enc` its transpose,
-`b_enc` zero, `b_dec` the geometric median of a sample. Their code also rescales `W_enc` so that
-reconstructions of unit vectors have unit norm, noting no clear benefit. It is left out: after 400
-steps on SmolLM2-135M (layer 12, 4608 latents, lr 1e-3) FVU was 0.203 with it and 0.187 without.
+Three activations have parameters of their own. `JumpRelu` holds `log_threshold`. `Gated` holds
+`b_gate`, `b_mag` and `r_mag` in place of `b_enc`: with u = W_enc^T (x - b_dec), the gate is open
+where u + b_gate > 0 and the magnitude is ReLU(exp(r_mag) u + b_mag). `BatchTopK` and `Matryoshka`
+hold `threshold`, which training follows and does not optimise. `tied` (the 2013 k-sparse
+autoencoder) reads with the transpose of `W_dec`, from x as it is: z = activate(W_dec x + b_enc).
 
-Decoder rows keep unit norm. Before a step the gradient loses its component along each row
-(`project_decoder_gradient`), after it the rows are normalised (`normalise_decoder`).
+A forward pass chooses entries without gradients (the one dense product, a few rows at a time, while
+they stay in the cache), then computes the values of these entries with them.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from probe.errors import Failure, UserError
-from saes import kernels
-from saes.activations import Activation, activate, top_k
-from saes.types import Codes, SaeOutput, TrainingOutput
+from saes import kernels, selection
+from saes.activations import (
+    Activation,
+    BatchTopK,
+    Gated,
+    JumpRelu,
+    KSparse,
+    Matryoshka,
+    TopAfa,
+    TopK,
+    most_active,
+)
+from saes.types import Chosen, Codes, Entries, SaeOutput, concatenated
 
 Normalize = Literal["none", "layer_norm"]
 
 LAYER_NORM_EPS = 1e-5
 PRE_BYTES = 2**24
 """Dense pre-activations are made at most this many bytes at a time: they stay in the cache."""
-ROWS_AT_ONCE = 512
-"""Decoder rows handled at a time by the norm constraint, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +61,110 @@ class SaeConfig:
     """What makes codes of pre-activations."""
     normalize: Normalize = "none"
     """`layer_norm`: every input row has its mean removed and is divided by its deviation."""
+    tied: bool = False
+    """The encoder is the decoder's transpose and reads x itself, not x - b_dec."""
 
     def __post_init__(self) -> None:
         if self.d_in < 1 or self.d_sae < 1:
             raise UserError(
                 f"an SAE needs d_in and d_sae of at least 1, got {self.d_in} and {self.d_sae}."
             )
-        if self.activation.k > self.d_sae:
+        if self.tied != isinstance(self.activation, KSparse):
             raise UserError(
-                f"k = {self.activation.k} latents of {self.d_sae} cannot be active at once; "
-                "choose a smaller k or a larger d_sae."
+                f"tied = {self.tied} with {self.activation}: k_sparse has a tied encoder and no "
+                "other activation has; change one of the two."
+            )
+        most = most_active(self.activation)
+        if most is not None and most > self.d_sae:
+            raise UserError(
+                f"{most} latents of {self.d_sae} cannot be active at once, as {self.activation} "
+                "asks; choose a smaller k or a larger d_sae."
+            )
+        if isinstance(self.activation, Matryoshka) and self.activation.prefixes[-1] >= self.d_sae:
+            raise UserError(
+                f"the inner prefixes {self.activation.prefixes} must be smaller than d_sae = "
+                f"{self.d_sae}, which is always the last one."
             )
 
 
 class SparseAutoencoder(nn.Module):
     """Float32 `W_enc [d_in, d_sae]`, `W_dec [d_sae, d_in]`, `b_enc [d_sae]`, `b_dec [d_in]`."""
 
+    threshold: Tensor
+    b_enc: Tensor
+    b_gate: Tensor
+    b_mag: Tensor
+    r_mag: Tensor
+
     def __init__(self, config: SaeConfig) -> None:
         super().__init__()
         self.config = config
-        # Held as the transpose of a contiguous [d_sae, d_in]: see saes.kernels.
-        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, config.d_in).T)
-        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        d_in, d_sae = config.d_in, config.d_sae
+        if not config.tied:
+            # Held as the transpose of a contiguous [d_sae, d_in]: see saes.kernels.
+            self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        if isinstance(config.activation, Gated):
+            for name in ("b_gate", "b_mag", "r_mag"):
+                self.register_parameter(name, nn.Parameter(torch.zeros(d_sae)))
+        elif isinstance(config.activation, TopAfa) and config.activation.paper_code:
+            self.register_buffer("b_enc", torch.zeros(d_sae))
+        else:
+            self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        if isinstance(config.activation, JumpRelu):
+            self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+        if isinstance(config.activation, BatchTopK | Matryoshka):
+            self.register_buffer("threshold", torch.zeros(d_sae))
+
+    @property
+    def encoder(self) -> Float[Tensor, "d s"]:
+        """What turns centred rows into pre-activations."""
+        return self.W_dec.T if self.config.tied else self.W_enc
+
+    @property
+    def encoder_bias(self) -> Float[Tensor, " s"]:
+        """What is added to them: for `Gated` the gate's bias."""
+        return self.b_gate if isinstance(self.config.activation, Gated) else self.b_enc
+
+    @property
+    def centre(self) -> Float[Tensor, " d"]:
+        """What is taken off the input first."""
+        return torch.zeros_like(self.b_dec) if self.config.tied else self.b_dec
+
+    @property
+    def thresholds(self) -> Float[Tensor, " s"]:
+        """The least pre-activation with which each latent is active outside training."""
+        match self.config.activation:
+            case JumpRelu():
+                return self.log_threshold.exp()
+            case BatchTopK() | Matryoshka():
+                return self.threshold
+            case _:
+                return torch.zeros_like(self.encoder_bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that makes up the SAE, under SAELens's names, detached and on the CPU."""
+        tensors = dict(self.state_dict())
+        if "log_threshold" in tensors:
+            tensors["threshold"] = tensors.pop("log_threshold").exp()
+        return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+    @staticmethod
+    def from_tensors(config: SaeConfig, tensors: Mapping[str, Tensor]) -> "SparseAutoencoder":
+        """The SAE that `tensors` gave. Raises `UserError` for other names or shapes."""
+        sae = SparseAutoencoder(config)
+        wanted = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        if found != wanted:
+            raise UserError(f"an SAE of {config} is made of {wanted}, got {found}.")
+        state = {name: tensor.float() for name, tensor in tensors.items()}
+        if isinstance(config.activation, JumpRelu):
+            # A threshold of 0, which a logarithm cannot say, becomes the smallest positive number.
+            tiny = torch.finfo(torch.float32).tiny
+            state["log_threshold"] = state.pop("threshold").clamp_min(tiny).log()
+        sae.load_state_dict(state)
+        return sae
 
     def forward(self, x: Float[Tensor, "*b d"]) -> SaeOutput:
         """Codes and reconstruction of `x`; raises as `encode` does."""
@@ -89,9 +178,16 @@ class SparseAutoencoder(nn.Module):
         finite.
         """
         rows = self.training_input(x)
-        chosen, none = self._choose(rows, rows.new_zeros(0, dtype=torch.long), 0, torch.float32)
-        codes, _ = self._with_values(rows, chosen, none, torch.float32)
-        shape = (*x.shape[:-1], self.config.activation.k)
+        chosen, _ = self.choose(rows)
+        pre = self.pre_activations_at(rows, chosen, exact=True)
+        values = self.activated(pre, chosen)
+        match self.config.activation:
+            case TopK() | KSparse():
+                shape = (len(rows), len(values) // max(1, len(rows)))
+                codes = Codes(values=values.view(shape), indices=chosen.latents.view(shape))
+            case _:
+                codes = selection.padded(values, chosen)
+        shape = (*x.shape[:-1], codes.values.shape[1])
         return Codes(values=codes.values.view(shape), indices=codes.indices.view(shape))
 
     def decode(self, codes: Codes, x: Float[Tensor, "*b d"] | None = None) -> Float[Tensor, "*b d"]:
@@ -102,8 +198,8 @@ class SparseAutoencoder(nn.Module):
         missing.
         """
         k = codes.values.shape[-1]
-        rows = kernels.decode(codes.values.reshape(-1, k), codes.indices.reshape(-1, k), self.W_dec)
-        rows = rows + self.b_dec
+        entries = Entries.of_rows(codes.indices.reshape(codes.indices.shape[:-1].numel(), k))
+        rows = kernels.decode(codes.values.reshape(-1), entries, self.W_dec) + self.b_dec
         if self.config.normalize == "layer_norm":
             if x is None:
                 raise UserError(
@@ -115,40 +211,14 @@ class SparseAutoencoder(nn.Module):
         return rows.view(*codes.values.shape[:-1], self.config.d_in)
 
     def pre_activations(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b s"]:
-        """All pre-activations of `x`, dense; raises as `encode` does."""
+        """All pre-activations of `x`, dense (of the gates for `Gated`); raises as `encode` does."""
         rows = self.training_input(x)
-        return ((rows - self.b_dec) @ self.W_enc + self.b_enc).view(
-            *x.shape[:-1], self.config.d_sae
-        )
+        pre = (rows - self.centre) @ self.encoder + self.encoder_bias
+        return pre.view(*x.shape[:-1], self.config.d_sae)
 
     def training_input(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "n d"]:
         """What the encoder reads and the loss compares with: `x` as rows, normalised."""
         return self._normalised(self._checked(x))[0]
-
-    def training_forward(
-        self,
-        x: Float[Tensor, "b d"],
-        *,
-        dead: Int[Tensor, " n"],
-        k_aux: int,
-        encoder_dtype: torch.dtype = torch.float32,
-    ) -> TrainingOutput:
-        """The forward pass with the dead latents' view of the residual beside it (AuxK).
-
-        The `k_aux` strongest of the latents numbered in `dead` make `residual`. `encoder_dtype` is
-        that of the dense product that chooses latents; their values are float32 in any case.
-        """
-        rows = self.training_input(x)
-        chosen, chosen_dead = self._choose(rows, dead, min(k_aux, len(dead)), encoder_dtype)
-        codes, codes_dead = self._with_values(rows, chosen, chosen_dead, encoder_dtype)
-        return TrainingOutput(
-            target=rows,
-            reconstruction=kernels.decode(codes.values, codes.indices, self.W_dec) + self.b_dec,
-            codes=codes,
-            residual=kernels.decode(codes_dead.values, codes_dead.indices, self.W_dec)
-            if len(dead)
-            else None,
-        )
 
     def _checked(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "n d"]:
         """`x` as rows of float32, once its width and its numbers are known to be sound."""
@@ -176,52 +246,99 @@ class SparseAutoencoder(nn.Module):
         return (rows - mean) / (deviation + LAYER_NORM_EPS), mean, deviation
 
     @torch.no_grad()
-    def _choose(
-        self, rows: Float[Tensor, "n d"], dead: Int[Tensor, " m"], k_dead: int, dtype: torch.dtype
-    ) -> tuple[Codes, Codes]:
-        """The codes of `rows`, and the `k_dead` strongest of the latents `dead`; no gradients.
-
-        The only dense product of all latents, a few rows at a time.
-        """
-        W_enc, b_enc = self.W_enc.to(dtype), self.b_enc.to(dtype)
-        n_rows = min(len(rows), max(1, PRE_BYTES // (self.config.d_sae * dtype.itemsize)))
-        memory = torch.empty(n_rows, self.config.d_sae, dtype=dtype, device=rows.device)
-        chosen, chosen_dead = [], []
-        for part in (rows - self.b_dec).to(dtype).split(max(1, n_rows)):
-            pre = torch.addmm(b_enc, part, W_enc, out=memory[: len(part)])
-            chosen.append(activate(pre, self.config.activation))
-            chosen_dead.append(top_k(pre[:, dead], k_dead))
-        found = _concatenated(chosen_dead)
-        if k_dead:
-            indices = torch.where(found.values > 0, dead[found.indices], 0)
-            found = Codes(values=found.values, indices=indices)
-        return _concatenated(chosen), found
-
-    def _with_values(
+    def choose(
         self,
         rows: Float[Tensor, "n d"],
-        chosen: Codes,
-        chosen_dead: Codes,
-        dtype: torch.dtype,
-    ) -> tuple[Codes, Codes]:
-        """Both codes with values that gradients reach: one sparse encoder gradient serves both."""
-        values = torch.cat([chosen.values, chosen_dead.values], 1)
-        indices = torch.cat([chosen.indices, chosen_dead.indices], 1)
-        known = values if dtype == torch.float32 else None
-        pre = kernels.pre_activations_at(rows, self.b_dec, self.W_enc, self.b_enc, indices, known)
-        # A padded entry names latent 0, whose own pre-activation is not meant.
-        active = torch.where(values > 0, pre.relu(), 0)
-        sizes = [chosen.values.shape[1], chosen_dead.values.shape[1]]
-        parts = zip(active.split(sizes, 1), indices.split(sizes, 1), strict=True)
-        codes, codes_dead = (Codes(values=v, indices=i) for v, i in parts)
-        return codes, codes_dead
+        *,
+        training: bool = False,
+        progress: float = 1.0,
+        dead: Int[Tensor, " m"] | None = None,
+        k_dead: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Chosen, Chosen]:
+        """The entries of `rows` that are looked at, and the `k_dead` strongest of latents `dead`.
 
+        Args:
+            rows: inputs, normalised.
+            training: as training chooses: over the whole batch (`BatchTopK`), with the window under
+                the thresholds (`JumpRelu`), the wider code of multi-TopK, `KSparse`'s current k.
+            progress: share of the training that is done.
+            dead: numbers of latents to choose from besides.
+            k_dead: how many of them.
+            dtype: precision of the dense product.
+        """
+        chosen, chosen_dead = [], []
+        pool = None
+        if training and isinstance(self.config.activation, BatchTopK | Matryoshka):
+            pool = selection.Pool(self.config.activation.k * len(rows))
+        for pre, part in self._parts(rows, dtype):
+            if pool is None:
+                chosen.append(self._pick(pre, part, training, progress))
+            else:
+                pool.add(pre)
+            if dead is not None and k_dead:
+                found = selection.top_k(pre[:, dead], k_dead)
+                indices = torch.where(found.values > 0, dead[found.indices], 0)
+                chosen_dead.append(
+                    Chosen.of_codes(Codes(values=found.values.float(), indices=indices))
+                )
+        nothing = Chosen.of_codes(_no_codes(rows))
+        return (
+            concatenated(chosen) if pool is None else pool.chosen,
+            concatenated(chosen_dead) if chosen_dead else nothing,
+        )
 
-def _concatenated(parts: list[Codes]) -> Codes:
-    return Codes(
-        values=torch.cat([part.values for part in parts]),
-        indices=torch.cat([part.indices for part in parts]),
-    )
+    def _parts(self, rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pre-activations of a few rows at a time, in the same memory, and these rows."""
+        W_enc, bias = self.encoder.to(dtype), self.encoder_bias.to(dtype)
+        n_rows = min(len(rows), max(1, PRE_BYTES // (self.config.d_sae * dtype.itemsize)))
+        memory = torch.empty(n_rows, self.config.d_sae, dtype=dtype, device=rows.device)
+        for part in (rows - self.centre).split(max(1, n_rows)):
+            yield torch.addmm(bias, part.to(dtype), W_enc, out=memory[: len(part)]), part
+
+    def _pick(self, pre: Tensor, part: Tensor, training: bool, progress: float) -> Chosen:
+        """The entries of some rows, whose centred inputs are `part`."""
+        match self.config.activation:
+            case TopK(k=k, multi=multi):
+                return Chosen.of_codes(selection.top_k(pre, 4 * k if training and multi else k))
+            case KSparse() as activation:
+                k = activation.k_at(progress) if training else activation.k_encode
+                return Chosen.of_codes(selection.signed_top_k(pre, k))
+            case TopAfa():
+                norms = torch.linalg.vector_norm(self.W_dec, dim=1)
+                return selection.nearest_norm(pre, norms, torch.linalg.vector_norm(part, dim=1))
+            case JumpRelu(bandwidth=bandwidth):
+                window = bandwidth / 2 if training else 0.0
+                return selection.above(pre, self.thresholds - window)
+            case _:
+                return selection.above(pre, self.thresholds)
+
+    def pre_activations_at(
+        self, rows: Float[Tensor, "n d"], chosen: Chosen, *, exact: bool
+    ) -> Float[Tensor, " m"]:
+        """The pre-activations of chosen entries, with gradients; `exact`: those found are right."""
+        known = chosen.values if exact else None
+        return kernels.pre_activations_at(
+            rows, self.centre, self.encoder, self.encoder_bias, chosen.entries, known
+        )
+
+    def activated(self, pre: Float[Tensor, " m"], chosen: Chosen) -> Float[Tensor, " m"]:
+        """The codes' values at chosen entries, from their pre-activations."""
+        latents = chosen.latents
+        match self.config.activation:
+            case KSparse():
+                return pre
+            case JumpRelu(bandwidth=bandwidth):
+                thresholds = self.log_threshold.exp().index_select(0, latents)
+                return kernels.jump(pre, thresholds, bandwidth)
+            case Gated():
+                shared = pre - self.b_gate.index_select(0, latents)
+                scale = self.r_mag.exp().index_select(0, latents)
+                magnitude = (scale * shared + self.b_mag.index_select(0, latents)).relu()
+                return torch.where(pre > 0, magnitude, 0)
+            case _:
+                # A padded entry names latent 0, whose own pre-activation is not meant.
+                return torch.where(chosen.values > 0, pre.relu(), 0)
 
 
 def is_finite(x: Float[Tensor, "*b d"]) -> bool:
@@ -229,72 +346,6 @@ def is_finite(x: Float[Tensor, "*b d"]) -> bool:
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
-@torch.no_grad()
-def initialise(
-    sae: SparseAutoencoder, sample: Float[Tensor, "n d"], generator: torch.Generator
-) -> None:
-    """Set all parameters for training; `sample` is in the units that training will see."""
-    rows = sae.training_input(sample)
-    directions = torch.randn(sae.config.d_sae, sae.config.d_in, generator=generator)
-    sae.W_dec.copy_(functional.normalize(directions, dim=1))
-    sae.W_enc.copy_(sae.W_dec.T)
-    sae.b_enc.zero_()
-    sae.b_dec.copy_(geometric_median(rows))
-
-
-def geometric_median(
-    points: Float[Tensor, "n d"], *, max_steps: int = 100, tolerance: float = 1e-6
-) -> Float[Tensor, " d"]:
-    """The point with the smallest mean distance to `points`, in float64.
-
-    Weiszfeld's iteration from the mean, with the step of Vardi and Zhang (2000) where the estimate
-    sits on a data point; it stops once a step is shorter than `tolerance` times the mean distance.
-    """
-    assert len(points), "the geometric median of no points"
-    x = points.double()
-    median = x.mean(0)
-    for _ in range(max_steps):
-        distances = torch.linalg.vector_norm(x - median, dim=1)
-        scale = distances.mean()
-        away = distances > 1e-12 * scale
-        if not away.any():
-            break
-        weights = torch.where(away, 1 / distances, 0)
-        step = (weights @ x) / weights.sum() - median
-        pull = torch.linalg.vector_norm(step) * weights.sum()
-        step = step * (1 - (~away).sum() / pull.clamp_min(1e-300)).clamp_min(0)
-        median = median + step
-        if torch.linalg.vector_norm(step) < tolerance * scale:
-            break
-    return median.to(points.dtype)
-
-
-@torch.no_grad()
-def project_decoder_gradient(sae: SparseAutoencoder) -> None:
-    """Remove from the decoder's gradient what would only change the length of its unit rows."""
-    assert sae.W_dec.grad is not None, "no gradient to project: call backward first"
-    pairs = zip(sae.W_dec.split(ROWS_AT_ONCE), sae.W_dec.grad.split(ROWS_AT_ONCE), strict=True)
-    for rows, gradients in pairs:
-        gradients.sub_(rows * (rows * gradients).sum(1, keepdim=True))
-
-
-@torch.no_grad()
-def normalise_decoder(sae: SparseAutoencoder) -> None:
-    """Give every decoder row unit norm."""
-    for rows in sae.W_dec.split(ROWS_AT_ONCE):
-        rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12))
-
-
-@torch.no_grad()
-def fold_scale(sae: SparseAutoencoder, scale: float) -> None:
-    """Make an SAE trained on `scale * x` read `x` itself.
-
-    Trained: z = ReLU(TopK(W_enc^T (c x - b_dec) + b_enc)), and c xhat = W_dec^T z + b_dec. Dividing
-    the pre-activation by c > 0 gives W_enc^T (x - b_dec / c) + b_enc / c; the k largest stay the k
-    largest and ReLU commutes with a positive factor, so z / c are the codes of x under biases b_enc
-    / c and b_dec / c, and W_dec^T (z / c) + b_dec / c = xhat. The weights, and the decoder's unit
-    norm, stay.
-    """
-    assert scale > 0, scale
-    sae.b_enc.div_(scale)
-    sae.b_dec.div_(scale)
+def _no_codes(rows: Tensor) -> Codes:
+    indices = torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device)
+    return Codes(values=rows.new_zeros(len(rows), 0), indices=indices)

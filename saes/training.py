@@ -38,18 +38,18 @@ from tqdm.auto import tqdm
 from probe.errors import Failure, UserError
 from probe.loader import ActivationSource
 from probe.runs import Run, atomic_path
-from saes.activations import Activation, TopK
+from saes.activations import Activation, BatchTopK, KSparse, Matryoshka, TopK, activation_name
 from saes.checkpoints import load_checkpoint, save_checkpoint
-from saes.folder import load_sae, save_sae
-from saes.losses import squared_error, total_variance, training_loss
-from saes.models import (
-    SaeConfig,
-    SparseAutoencoder,
+from saes.constraints import (
     fold_scale,
     initialise,
     normalise_decoder,
     project_decoder_gradient,
 )
+from saes.folder import load_sae, save_sae
+from saes.losses import squared_error, total_variance, training_loss
+from saes.models import SaeConfig, SparseAutoencoder
+from saes.training_forward import training_forward
 from saes.types import TrainingOutput
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ MetricsRow = dict[str, int | float]
 """One line of `metrics.jsonl`: numbers by name."""
 NORMALIZE = ("none", "scale", "layer_norm")
 ENCODER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+THRESHOLD_RATE = 0.01
+"""Share of the newest batch in the running threshold of batch-wise activations (SAELens)."""
 GOLDEN_ROWS = 32
 """Rows of the source kept with the SAE to check it on every load."""
 
@@ -257,13 +259,17 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
     x = x.to(sae.W_dec.device)
     is_dead = state.silent_tokens >= config.dead_after_tokens
     dead = is_dead.nonzero().squeeze(1) if config.auxk_alpha else is_dead.new_zeros(0).long()
-    output = sae.training_forward(
+    output = training_forward(
+        sae,
         x * state.scale,
         dead=dead,
         k_aux=config.k_aux,
         encoder_dtype=ENCODER_DTYPES[config.encoder_dtype],
+        progress=state.step / config.steps,
     )
-    loss = training_loss(output, variance=state.loss_variance, auxk_alpha=config.auxk_alpha)
+    loss = training_loss(
+        output, config.activation, variance=state.loss_variance, auxk_alpha=config.auxk_alpha
+    )
     if not loss.is_finite():
         raise Failure(
             f"the loss is {float(loss.total.detach())} at step {state.step + 1}; train with a "
@@ -273,10 +279,13 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
     lr = set_lr(optimizer, config, state.step)
     sae.zero_grad(set_to_none=True)
     loss.total.backward()
-    project_decoder_gradient(sae)
+    if not sae.config.tied:
+        project_decoder_gradient(sae)
     share_gradients(state)
     optimizer.step()
-    normalise_decoder(sae)
+    if not sae.config.tied:
+        normalise_decoder(sae)
+    follow_threshold(sae, output, first=state.step == 0)
     count_silence(state.silent_tokens, output)
     state.step += 1
     state.tokens += len(x)
@@ -285,7 +294,7 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
         "tokens": state.tokens,
         **loss.metrics(),
         "fvu": raw_error(state, x, output) / state.variance,
-        "l0": float((output.codes.values > 0).sum() / max(1, len(x))),
+        "l0": output.l0,
         "dead_share": float(is_dead.float().mean()),
         "lr": lr,
     }
@@ -304,9 +313,20 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> 
 @torch.no_grad()
 def count_silence(silent_tokens: Int[Tensor, " s"], output: TrainingOutput) -> None:
     """Add the batch to every latent's silence, and end that of the latents that fired in it."""
-    codes = output.codes
-    silent_tokens += len(codes.values)
-    silent_tokens[codes.indices[codes.values > 0]] = 0
+    silent_tokens += len(output.target)
+    silent_tokens[output.fired] = 0
+
+
+@torch.no_grad()
+def follow_threshold(sae: SparseAutoencoder, output: TrainingOutput, *, first: bool) -> None:
+    """Move the threshold of a batch-wise activation towards the smallest activation kept.
+
+    A running mean, as in SAELens; the first batch sets it.
+    """
+    if isinstance(sae.config.activation, BatchTopK | Matryoshka) and output.smallest is not None:
+        sae.threshold.lerp_(
+            torch.full_like(sae.threshold, output.smallest), 1.0 if first else THRESHOLD_RATE
+        )
 
 
 @torch.no_grad()
@@ -355,6 +375,7 @@ def make_sae(config: TrainConfig, d_in: int) -> SparseAutoencoder:
             d_sae=config.d_sae,
             activation=config.activation,
             normalize="layer_norm" if config.normalize == "layer_norm" else "none",
+            tied=isinstance(config.activation, KSparse),
         )
     )
 
@@ -365,11 +386,15 @@ def optimised_parameters(sae: SparseAutoencoder) -> dict[str, Tensor]:
     The fused Adam step would copy a transposed parameter on every call.
     """
     parameters: dict[str, Tensor] = dict(sae.named_parameters())
+    if sae.config.tied:
+        return parameters
     return parameters | {"W_enc": nn.Parameter(sae.W_enc.detach().T)}
 
 
 def share_gradients(state: TrainState) -> None:
     """Show the optimiser the gradient of `W_enc`, transposed as the parameter is."""
+    if state.sae.config.tied:
+        return
     assert state.sae.W_enc.grad is not None, "no gradient: call backward first"
     state.parameters["W_enc"].grad = state.sae.W_enc.grad.T
 
@@ -390,6 +415,7 @@ def state_contents(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]
         "silent_tokens": state.silent_tokens,
         "generator": state.generator.get_state(),
     }
+    tensors |= {f"buffer.{name}": buffer for name, buffer in state.sae.named_buffers()}
     for name, parameter in state.parameters.items():
         tensors[f"parameter.{name}"] = parameter.detach()
         for moment in MOMENTS:
@@ -421,6 +447,8 @@ def restored_state(
         optimizer.state[parameter] = {
             moment: tensors[f"{moment}.{name}"].clone().to(device) for moment in MOMENTS
         }
+    for name, buffer in sae.named_buffers():
+        buffer.copy_(tensors[f"buffer.{name}"])
     generator = torch.Generator()
     generator.set_state(tensors["generator"])
     return TrainState(
@@ -443,12 +471,17 @@ def finish(job: Job, state: TrainState, sample: Callable[[int], Float[Tensor, "n
     sae = state.sae
     device = str(sae.W_dec.device)
     sae.cpu()
-    normalise_decoder(sae)
+    if not sae.config.tied:
+        normalise_decoder(sae)
     fold_scale(sae, state.scale)
     save_sae(sae, job.run.path, metadata=job.metadata, golden_x=sample(GOLDEN_ROWS))
     last = read_metrics(job.run.path / METRICS)[-1]
     kept = ("tokens", "loss", "fvu", "l0", "dead_share", "seconds")
-    shape = {"d_in": sae.config.d_in, "d_sae": sae.config.d_sae, "k": sae.config.activation.k}
+    shape = {
+        "d_in": sae.config.d_in,
+        "d_sae": sae.config.d_sae,
+        "activation": activation_name(sae.config.activation),
+    }
     job.run.finish(
         summary=shape | {"steps": state.step} | {name: last[name] for name in kept},
         inputs=dict(job.inputs),

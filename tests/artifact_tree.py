@@ -14,10 +14,11 @@ from app.commands.options import Common
 from probe.runs import Run, sha256_file
 from probe.toy import tiny_llama
 from saes.activations import TopK
+from saes.constraints import initialise
 from saes.evaluation import EvaluateConfig
 from saes.feature_schema import TABLES, IndexConfig
 from saes.folder import save_sae
-from saes.models import SaeConfig, SparseAutoencoder, initialise
+from saes.models import SaeConfig, SparseAutoencoder
 from saes.training import TrainConfig
 
 SITE = "resid_post.1"

@@ -7,7 +7,8 @@ from probe.capture import capturing
 from probe.errors import UserError
 from probe.sites import parse_site
 from saes.activations import TopK
-from saes.models import SaeConfig, SparseAutoencoder, initialise
+from saes.constraints import initialise
+from saes.models import SaeConfig, SparseAutoencoder
 from saes.prompts import PromptCodes, encode_prompt, rank_features
 
 SITE = "resid_post.1"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probe.errors import UserError
-from saes.activations import TopK, activate, top_k
+from saes.activations import TopK
+from saes.selection import top_k
 from saes.types import Codes, Loss
 
 
 def test_top_k_by_hand() -> None:
     pre = torch.tensor([[1.0, -2.0, 3.0, 0.5], [-1.0, -2.0, 4.0, -3.0]])
-    codes = activate(pre, TopK(k=2))
+    codes = top_k(pre, 2)
     # Row 1: 3 and 1 are the largest. Row 2: 4, then -1, which ReLU turns into padding.
     assert codes.values.tolist() == [[3.0, 1.0], [4.0, 0.0]]
     assert codes.indices.tolist() == [[2, 0], [2, 0]]
@@ -72,7 +75,8 @@ def test_k_below_one_is_the_users_mistake() -> None:
 
 
 def test_loss_total_is_the_sum_of_its_terms() -> None:
-    loss = Loss(mse=torch.tensor(0.5), auxk=torch.tensor(0.25))
-    assert loss.metrics() == {"loss": 0.75, "mse": 0.5, "auxk": 0.25}
+    terms = {"mse": 0.5, "further": 0.125, "penalty": 1.0, "auxk": 0.25}
+    loss = Loss(**{name: torch.tensor(value) for name, value in terms.items()})
+    assert loss.metrics() == {"loss": 1.875} | terms
     assert loss.is_finite()
-    assert not Loss(mse=torch.tensor(float("nan")), auxk=torch.tensor(0.0)).is_finite()
+    assert not replace(loss, mse=torch.tensor(float("nan"))).is_finite()

@@ -8,8 +8,9 @@ import torch
 
 from probe.errors import Failure, UserError
 from saes.activations import TopK
+from saes.constraints import initialise
 from saes.folder import load_sae, sae_metadata, save_sae
-from saes.models import Normalize, SaeConfig, SparseAutoencoder, initialise
+from saes.models import Normalize, SaeConfig, SparseAutoencoder
 
 
 def saved(folder: Path, normalize: Normalize = "none") -> SparseAutoencoder:
@@ -136,7 +137,8 @@ def test_weights_of_another_sae_do_not_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architecture": "gated"}, "architecture = 'gated'"),
+        ({"architecture": "transcoder"}, "architecture = 'transcoder'"),
+        ({"architecture": "gated"}, "describes no SAE"),
         ({"normalize_activations": "expected_average_only_in"}, "expected_average_only_in"),
         ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm"),
         ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input"),

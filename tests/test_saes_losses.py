@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from saes.activations import TopK
 from saes.losses import auxk, normalised_mse, squared_error, total_variance, training_loss
-from saes.types import Codes, TrainingOutput
+from saes.types import TrainingOutput
 
 
 def test_normalised_mse_by_hand() -> None:
@@ -42,11 +43,17 @@ def test_auxk_sends_no_gradient_into_the_reconstruction() -> None:
     target = torch.randn(4, 3)
     reconstruction = torch.randn(4, 3, requires_grad=True)
     residual = torch.randn(4, 3, requires_grad=True)
-    codes = Codes(values=torch.zeros(4, 1), indices=torch.zeros(4, 1, dtype=torch.long))
     output = TrainingOutput(
-        target=target, reconstruction=reconstruction, codes=codes, residual=residual
+        target=target,
+        reconstruction=reconstruction,
+        further=(),
+        residual=residual,
+        penalty=torch.zeros(()),
+        fired=torch.zeros(5, dtype=torch.bool),
+        l0=0.0,
+        smallest=None,
     )
-    loss = training_loss(output, variance=2.0, auxk_alpha=0.5)
+    loss = training_loss(output, TopK(k=1), variance=2.0, auxk_alpha=0.5)
     loss.auxk.backward()
     assert reconstruction.grad is None
     assert residual.grad is not None and bool(residual.grad.any())

@@ -7,18 +7,16 @@ from torch import Tensor
 from probe.errors import Failure, UserError
 from saes import kernels
 from saes.activations import TopK
-from saes.losses import total_variance, training_loss
-from saes.models import (
-    Normalize,
-    SaeConfig,
-    SparseAutoencoder,
+from saes.constraints import (
     fold_scale,
     geometric_median,
     initialise,
-    is_finite,
     normalise_decoder,
     project_decoder_gradient,
 )
+from saes.losses import total_variance, training_loss
+from saes.models import Normalize, SaeConfig, SparseAutoencoder, is_finite
+from saes.training_forward import training_forward
 
 
 def make_sae(normalize: Normalize = "none") -> SparseAutoencoder:
@@ -71,11 +69,11 @@ def test_auxk_by_hand(dense_share: float, monkeypatch: pytest.MonkeyPatch) -> No
     sae = hand_sae()
     with torch.no_grad():
         sae.b_enc[1] = 1.0
-    output = sae.training_forward(X, dead=torch.tensor([1]), k_aux=256)
+    output = training_forward(sae, X, dead=torch.tensor([1]), k_aux=256)
     # e = x - xhat = [0, 1] and [1, 0]. Dead latent 1 reads 1 + 1 = 2 and -2 + 1 = -1 -> 0, so
     # ehat = [0, 2] and [0, 0]; |e - ehat|^2 = 1 + 1 = 2. mean(e) = [.5, .5]: spread 4 * .25 = 1.
     assert output.residual is not None and output.residual.tolist() == [[0, 2], [0, 0]]
-    loss = training_loss(output, variance=4.0, auxk_alpha=1 / 32)
+    loss = training_loss(output, sae.config.activation, variance=4.0, auxk_alpha=1 / 32)
     assert float(loss.mse.detach()) == (1 + 1) / 2 / 4
     assert float(loss.auxk.detach()) == 2 / 32
     loss.auxk.backward()
@@ -116,8 +114,8 @@ def test_loss_and_gradients_equal_dense_autograd(
     wanted = torch.autograd.grad(
         reference_loss(sae, x, dead if n_rows > 1 else dead[:0], 16), list(sae.parameters())
     )
-    output = sae.training_forward(x, dead=dead, k_aux=16)
-    loss = training_loss(output, variance=3.0, auxk_alpha=1 / 32)
+    output = training_forward(sae, x, dead=dead, k_aux=16)
+    loss = training_loss(output, sae.config.activation, variance=3.0, auxk_alpha=1 / 32)
     found = torch.autograd.grad(loss.total, list(sae.parameters()))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
@@ -126,13 +124,14 @@ def test_loss_and_gradients_equal_dense_autograd(
 def test_bfloat16_chooses_and_float32_computes() -> None:
     sae = make_sae()
     x = torch.randn(33, 48, generator=torch.Generator().manual_seed(2))
-    none = torch.zeros(0, dtype=torch.long)
-    rough = sae.training_forward(x, dead=none, k_aux=1, encoder_dtype=torch.bfloat16).codes
-    exact = sae.pre_activations(x).gather(1, rough.indices).relu()
-    active = rough.values > 0
-    torch.testing.assert_close(rough.values[active], exact[active])
-    best = sae.encode(x)
-    overlap = (best.indices[:, :, None] == rough.indices[:, None, :]).any(-1).float().mean()
+    rows = sae.training_input(x)
+    chosen, _ = sae.choose(rows, training=True, dtype=torch.bfloat16)
+    exact = sae.pre_activations(x)[chosen.entries.rows, chosen.latents]
+    found = sae.activated(sae.pre_activations_at(rows, chosen, exact=False), chosen)
+    active = chosen.values > 0
+    torch.testing.assert_close(found[active], exact[active].relu())
+    best = sae.encode(x).indices
+    overlap = (best[:, :, None] == chosen.latents.view(33, 1, 8)).any(-1).float().mean()
     assert float(overlap) > 0.9
 
 
@@ -180,7 +179,7 @@ def test_opposite_infinities_and_large_numbers() -> None:
 def test_wrong_width_and_too_large_k_are_the_users_mistakes() -> None:
     with pytest.raises(UserError, match="width 48 and got 47"):
         make_sae().encode(torch.zeros(3, 47))
-    with pytest.raises(UserError, match="k = 9 latents of 8"):
+    with pytest.raises(UserError, match="9 latents of 8 cannot be active"):
         SaeConfig(d_in=4, d_sae=8, activation=TopK(k=9))
     with pytest.raises(UserError, match="at least 1"):
         SaeConfig(d_in=0, d_sae=8, activation=TopK(k=1))

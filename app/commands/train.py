@@ -1,10 +1,13 @@
 """`lorgnette train`: a sparse autoencoder on a store, or straight from a model."""
 
 import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import tyro
 from tyro.conf import Positional, arg
 
 from app.commands.options import Common, find_run, plan, say, size
@@ -16,25 +19,34 @@ from probe.models import Dtype, load_model, model_name, resolve_device, weights_
 from probe.runs import Run
 from probe.sites import expand_sites
 from probe.store import ActivationStore
+from saes.activations import NAMES, short_name
 from saes.split import split_store
 from saes.training import Job, TrainConfig, fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Train a TopK sparse autoencoder. A stopped run goes on from its last checkpoint, exactly.
+    """Train a sparse autoencoder. A stopped run goes on from its last checkpoint, exactly.
 
-    From a store:        lorgnette train artifacts/activations/smollm2-builtin-1a2b3c4d --k 32
+    From a store: lorgnette train artifacts/activations/smollm2-builtin-1a2b3c4d --k 32
+
+    With another activation (`--activation top_afa --help` shows its options):
+    lorgnette train STORE --activation top_afa --afa 0.03
+
     Straight from a model, without a store:
-                         lorgnette train smollm2 --corpus builtin --site resid_post.12
+    lorgnette train smollm2 --corpus builtin --site resid_post.12
     """
 
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")] = tyro.MISSING
     """A store that `lorgnette capture` wrote or, together with --corpus, a model."""
     site: str | None = None
     """Which of the store's sites; needed where it has several, and with --corpus."""
     corpus: str | None = None
     """Capture this corpus while training, and keep no store."""
+    activation: Literal[
+        "topk", "batch_topk", "matryoshka", "top_afa", "jump_relu", "gated", "relu", "k_sparse"
+    ] = "topk"
+    """What makes codes of pre-activations; each has options of its own."""
     train: TrainConfig = field(default_factory=TrainConfig)
     batch_size: int = 2048
     """Rows (tokens) in a batch."""
@@ -71,6 +83,14 @@ class Training:
     """Tokens in a sequence of it."""
 
 
+def default(arguments: Sequence[str]) -> Command:
+    """The command's defaults for the activation asked for, so that its options are known."""
+    asked = [value for name, value in itertools.pairwise(arguments) if name == "--activation"]
+    asked += [text.partition("=")[2] for text in arguments if text.startswith("--activation=")]
+    name = asked[-1] if asked and asked[-1] in NAMES else "topk"
+    return Command(train=TrainConfig(activation=NAMES[name]()))
+
+
 def run(command: Command) -> Path | None:
     """Train, or say what training would take; gives the SAE's folder."""
     if command.batch_size < 1:
@@ -87,7 +107,7 @@ def train(command: Command, training: Training) -> Run:
     described = training.config["model"]
     twin = "" if described["random_weights"] is None else f"-random{described['random_weights']}"
     site = training.config["site"].replace(":", "_")
-    shape = f"topk{command.train.activation.k}-{command.train.d_sae}"
+    shape = f"{short_name(command.train.activation)}-{command.train.d_sae}"
     name = f"{model_name(described['spec'])}{twin}-{site}-{shape}"
     folder = Run.create(command.common.root / "saes", name, training.config)
     if not folder.complete:

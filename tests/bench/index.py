@@ -15,8 +15,9 @@ from probe.store import ActivationStore, StoreConfig
 from probe.store_writing import write_store
 from probe.toy import tiny_llama
 from saes.activations import TopK
+from saes.constraints import initialise
 from saes.features import IndexConfig, build_index
-from saes.models import SaeConfig, SparseAutoencoder, initialise
+from saes.models import SaeConfig, SparseAutoencoder
 from tests.bench.timing import side_by_side
 
 SITE = "resid_post.1"

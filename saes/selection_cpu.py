@@ -1,0 +1,226 @@
+"""Compiled loops for the selections that tensor operations do slowly on a CPU.
+
+Rows are shared out to a pool of threads, as many as torch uses; the loops hold no lock. What they
+compute is said, slowly and plainly, by the references in `saes.selection`.
+"""
+
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saes.types import Chosen, Codes
+
+T = TypeVar("T")
+
+SHIFT = 21
+"""Bits of a positive float32 that its bucket's number leaves out: exponent and two bits stay."""
+N_BUCKETS = 1 << (31 - SHIFT)
+BLOCK = 32
+"""Entries that share a maximum."""
+
+Loop = Callable[[int, int, np.ndarray, np.ndarray, np.ndarray], int]
+"""Looks at rows `start` to `stop`; writes their entries' latents and values, one row after the
+other, and each row's number of entries; gives the number of all."""
+
+
+def compiled(function: Callable) -> Callable:
+    """`function` as machine code, compiled on its first call and kept on disk."""
+    return numba.njit(nogil=True, cache=True)(inspect.unwrap(function))
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="selection")
+
+
+def share_rows(n_rows: int, work: Callable[[int, int], T]) -> list[T]:
+    """The results of `work(start, stop)` for slices that make up all rows, found side by side."""
+    n_threads = max(1, min(torch.get_num_threads(), n_rows))
+    cuts = [n_rows * i // n_threads for i in range(n_threads + 1)]
+    run = map if n_threads == 1 else _pool(n_threads).map
+    return list(run(work, cuts[:-1], cuts[1:]))
+
+
+def chosen_by(loop: Loop, b: int, room: int) -> Chosen:
+    """The entries that a loop chooses of `b` rows, at most `room` of each."""
+
+    def share(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Memory is only asked for: what is not written never exists.
+        latents = np.empty((stop - start) * room, np.int64)
+        values = np.empty((stop - start) * room, np.float32)
+        lengths = np.empty(stop - start, np.int64)
+        n = loop(start, stop, latents, values, lengths)
+        return latents[:n], values[:n], lengths
+
+    latents, values, lengths = (
+        torch.from_numpy(np.concatenate(parts)) for parts in zip(*share_rows(b, share), strict=True)
+    )
+    return Chosen(values=values, latents=latents, lengths=lengths)
+
+
+def above(pre: Float[Tensor, "b s"], thresholds: Float[Tensor, " s"]) -> Chosen:
+    """See `saes.selection.above`; float32 on the CPU."""
+    matrix, floors = pre.detach().contiguous().numpy(), thresholds.detach().contiguous().numpy()
+    return chosen_by(lambda *place: _above(matrix, floors, *place), *pre.shape)
+
+
+def nearest_norm(
+    pre: Float[Tensor, "b s"], norms: Float[Tensor, " s"], target: Float[Tensor, " b"]
+) -> Chosen:
+    """See `saes.selection.nearest_norm`; float32 on the CPU."""
+    matrix, lengths = pre.detach().contiguous().numpy(), norms.detach().contiguous().numpy()
+    goals = target.detach().double().contiguous().numpy()
+    return chosen_by(lambda *place: _nearest_norm(matrix, lengths, goals, *place), *pre.shape)
+
+
+@compiled
+def _above(
+    pre: np.ndarray,
+    thresholds: np.ndarray,
+    start: int,
+    stop: int,
+    latents: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    n = 0
+    for row in range(start, stop):
+        before = n
+        for i in range(pre.shape[1]):
+            if pre[row, i] > thresholds[i]:
+                latents[n] = i
+                values[n] = pre[row, i]
+                n += 1
+        lengths[row - start] = n - before
+    return n
+
+
+@compiled
+def _nearest_norm(
+    pre: np.ndarray,
+    norms: np.ndarray,
+    target: np.ndarray,
+    start: int,
+    stop: int,
+    latents: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    s = pre.shape[1]
+    scaled = np.empty(s + 1, np.float32)
+    places = np.empty(s + 1, np.int64)
+    bits = scaled.view(np.int32)
+    sums = np.empty(N_BUCKETS)
+    n = 0
+    for row in range(start, stop):
+        # Without a branch, which would be guessed wrong for every other entry: write, then count.
+        positive = 0
+        for i in range(s):
+            product = pre[row, i] * norms[i]
+            scaled[positive] = product * product
+            places[positive] = i
+            positive += product > 0
+        sums[:] = 0.0
+        for i in range(positive):
+            sums[bits[i] >> SHIFT] += scaled[i]
+        bucket, above = _crossed(sums, target[row] * target[row])
+        least, last = _cut(scaled[:positive], bits[:positive], bucket, above, target[row])
+        before = n
+        for i in range(positive):
+            if scaled[i] > least or (scaled[i] == least and i <= last):
+                latents[n] = places[i]
+                values[n] = pre[row, places[i]]
+                n += 1
+        lengths[row - start] = n - before
+    return n
+
+
+@compiled
+def _crossed(sums: np.ndarray, goal: float) -> tuple[int, float]:
+    """The bucket where the sum from the top reaches `goal` (0 for none), and the sum above it."""
+    above = 0.0
+    bucket = N_BUCKETS - 1
+    while bucket > 0 and above + sums[bucket] < goal:
+        above += sums[bucket]
+        bucket -= 1
+    return bucket, above
+
+
+@compiled
+def _cut(
+    scaled: np.ndarray, bits: np.ndarray, bucket: int, above: float, target: float
+) -> tuple[Any, int]:
+    """Value and number of the last entry that is kept, all larger ones and earlier equals with it.
+
+    The entries of the bucket are added up, the largest first, until the target is reached; the
+    sum before that or the sum after it is the nearest.
+    """
+    inside = np.nonzero((bits >> SHIFT) == bucket)[0]
+    # Stable: of equal entries the one of the lower number comes first.
+    inside = inside[np.argsort(-scaled[inside], kind="mergesort")]
+    total = above
+    for place in range(len(inside)):
+        before = total
+        total += scaled[inside[place]]
+        if total < target * target:
+            continue
+        if before > 0 and target - np.sqrt(before) <= np.sqrt(total) - target:
+            if place == 0:
+                return scaled[inside[0]], -1
+            place -= 1
+        return scaled[inside[place]], inside[place]
+    return np.float32(0.0), -1
+
+
+def top_k(pre: Float[Tensor, "b s"], k: int) -> Codes:
+    """See `saes.selection.top_k`; float32 on the CPU."""
+    bits = pre.detach().contiguous().numpy().view(np.int32)
+    values = torch.zeros(len(pre), k)
+    if not k:
+        return Codes(values=values, indices=values.long())
+    indices = torch.zeros(len(pre), k, dtype=torch.long)
+    arrays = (bits, values.numpy().view(np.int32), indices.numpy())
+    share_rows(len(pre), lambda start, stop: _top_k(*arrays, start, stop))
+    return Codes(values=values, indices=indices)
+
+
+@compiled
+def _top_k(
+    bits: np.ndarray, values: np.ndarray, indices: np.ndarray, start: int, stop: int
+) -> None:
+    """The k largest positive numbers of each row, as integers: positive floats sort as their bits.
+
+    As many blocks as entries are wanted have maxima of at least the k-th largest maximum, so that
+    number is a floor under the k-th largest entry, and few entries lie above it.
+    """
+    s, k = bits.shape[1], values.shape[1]
+    n_blocks = (s + BLOCK - 1) // BLOCK
+    maxima = np.empty(n_blocks, bits.dtype)
+    found = np.empty(s, np.int64)
+    for row in range(start, stop):
+        for block in range(n_blocks):
+            largest = np.int32(0)
+            for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
+                largest = max(largest, bits[row, i])
+            maxima[block] = largest
+        floor = np.int32(1)
+        if n_blocks > k:
+            floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])
+        n = 0
+        for block in range(n_blocks):
+            if maxima[block] >= floor:
+                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
+                    found[n] = i
+                    n += bits[row, i] >= floor
+        order = np.argsort(-bits[row][found[:n]], kind="mergesort")
+        for place in range(min(k, n)):
+            indices[row, place] = found[order[place]]
+            values[row, place] = bits[row, indices[row, place]]
