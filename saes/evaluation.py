@@ -11,6 +11,7 @@
 4. Optionally the random-weight twin: an SAE of the same recipe trained on the same architecture
    with random weights, measured on its own activations and model. What it also achieves says
    nothing about what the model learned (Heap et al. 2025, arXiv 2501.17727).
+5. Over- and under-activation: the norm of each code against that of its input (`saes.afa`).
 
 `saes.metrics` defines every number. The result is `metrics.json` in a run of kind "evaluation".
 """
@@ -31,6 +32,7 @@ from probe.language import LanguageModel
 from probe.runs import Run, read_json, sha256_file, write_json
 from probe.sites import Site
 from probe.store import ActivationStore
+from saes import afa
 from saes.baselines import (
     Candidate,
     constant_candidate,
@@ -66,6 +68,8 @@ logger = logging.getLogger(__name__)
 
 KIND, SCHEMA = "evaluation", 1
 METRICS = "metrics.json"
+ZF_POINTS = 1000
+"""Rows that are kept for the ZF plot."""
 N_SCALE_ROWS = 4096
 """Rows that the random dictionary's scale is fitted on."""
 INTERVALS = ("ce", "ce_recovered", "ce_recovered_mean", "kl")
@@ -202,12 +206,15 @@ def measure(
             for candidate in candidates[1:]
         ]
     downstream = _downstream(subject, candidates, ce_spans, config, progress=progress)
+    norms = measure_norms(subject, spans)
     return {
         "rows": [
             _row(candidate, fidelity, downstream, config)
             for candidate, fidelity in zip(candidates, found, strict=True)
         ],
-        "definitions": DEFINITIONS,
+        "definitions": DEFINITIONS | afa.DEFINITIONS,
+        "afa": afa_numbers(subject.sae, norms),
+        "zf": zf_points(norms),
         "n_rows": found[0].rows.n_rows,
         "n_outliers": found[0].rows.n_rows - found[0].typical.n_rows,
         "outlier_variance_share": _or_null(found[0].rows.outlier_share(found[0].typical)),
@@ -216,6 +223,30 @@ def measure(
         "n_ce_sequences": len(ce_spans) if downstream else 0,
         "training_rows": split.training_rows,
         "evaluation_start": split.evaluation_start,
+    }
+
+
+def measure_norms(subject: Subject, spans: Sequence[Span]) -> afa.NormRows:
+    """Norms of inputs, codes and reconstructions of the evaluation rows."""
+    device = device_of(subject.sae)
+    return afa.joined(
+        afa.norm_rows(subject.sae, read_rows(subject.store, subject.site, span).to(device))
+        for span in spans
+    )
+
+
+def afa_numbers(sae: SparseAutoencoder, norms: afa.NormRows) -> dict[str, float | None]:
+    """The approximate-feature-activation diagnostics of `saes.afa`."""
+    found = afa.summary(norms, d_sae=sae.config.d_sae, d_in=sae.config.d_in)
+    return {name: _or_null(value) for name, value in found.items()}
+
+
+def zf_points(norms: afa.NormRows) -> dict[str, list[float]]:
+    """Some rows' norms of input and code, evenly spaced: the ZF plot of Lee et al. 2025."""
+    every = max(1, len(norms.input_norm) // ZF_POINTS)
+    return {
+        "input_norm": norms.input_norm[::every].tolist(),
+        "code_norm": norms.code_norm[::every].tolist(),
     }
 
 

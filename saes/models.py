@@ -199,7 +199,7 @@ class SparseAutoencoder(nn.Module):
         """
         k = codes.values.shape[-1]
         entries = Entries.of_rows(codes.indices.reshape(codes.indices.shape[:-1].numel(), k))
-        rows = kernels.decode(codes.values.reshape(-1), entries, self.W_dec) + self.b_dec
+        rows = self.decoded_rows(codes.values.reshape(-1), entries)
         if self.config.normalize == "layer_norm":
             if x is None:
                 raise UserError(
@@ -209,6 +209,10 @@ class SparseAutoencoder(nn.Module):
             _, mean, deviation = self._normalised(self._checked(x))
             rows = rows * deviation + mean
         return rows.view(*codes.values.shape[:-1], self.config.d_in)
+
+    def decoded_rows(self, values: Float[Tensor, " m"], entries: Entries) -> Float[Tensor, "n d"]:
+        """The reconstruction as the encoder sees inputs, before normalisation is undone."""
+        return kernels.decode(values, entries, self.W_dec) + self.b_dec
 
     def pre_activations(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b s"]:
         """All pre-activations of `x`, dense (of the gates for `Gated`); raises as `encode` does."""

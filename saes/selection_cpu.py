@@ -148,7 +148,7 @@ def _crossed(sums: np.ndarray, goal: float) -> tuple[int, float]:
     """The bucket where the sum from the top reaches `goal` (0 for none), and the sum above it."""
     above = 0.0
     bucket = N_BUCKETS - 1
-    while bucket > 0 and above + sums[bucket] < goal:
+    while bucket > 0 and (sums[bucket] == 0 or above + sums[bucket] < goal):
         above += sums[bucket]
         bucket -= 1
     return bucket, above

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from probe.errors import Failure, UserError
 from probe.loader import ActivationSource
 from probe.runs import Run, atomic_path
+from saes import afa
 from saes.activations import Activation, BatchTopK, KSparse, Matryoshka, TopK, activation_name
 from saes.checkpoints import load_checkpoint, save_checkpoint
 from saes.constraints import (
@@ -296,6 +297,7 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
         "fvu": raw_error(state, x, output) / state.variance,
         "l0": output.l0,
         "dead_share": float(is_dead.float().mean()),
+        "code_over_input": code_over_input(state, output),
         "lr": lr,
     }
 
@@ -327,6 +329,15 @@ def follow_threshold(sae: SparseAutoencoder, output: TrainingOutput, *, first: b
         sae.threshold.lerp_(
             torch.full_like(sae.threshold, output.smallest), 1.0 if first else THRESHOLD_RATE
         )
+
+
+@torch.no_grad()
+def code_over_input(state: TrainState, output: TrainingOutput) -> float:
+    """Mean of ||f|| / ||x - b_dec|| over the batch: above 1 is over-, below 1 under-activation."""
+    norms = torch.linalg.vector_norm(state.sae.W_dec, dim=1)
+    codes = afa.code_norms(output.values, output.entries, norms)
+    inputs = afa.approximate_norms(output.target, state.sae.b_dec).clamp_min(afa.TINY)
+    return float((codes / inputs).mean())
 
 
 @torch.no_grad()

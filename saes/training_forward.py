@@ -56,7 +56,7 @@ def training_forward(
     further: tuple[Tensor, ...] = ()
     match sae.config.activation:
         case TopK(k=k, multi=True):
-            further = (decoded(sae, values, chosen.entries),)
+            further = (sae.decoded_rows(values, chosen.entries),)
             values, chosen = _strongest(values, chosen, k)
         case Matryoshka(prefixes=prefixes):
             further = prefix_reconstructions(sae, values, chosen.entries, prefixes)
@@ -67,21 +67,16 @@ def training_forward(
     fired[chosen.latents[active]] = True
     return TrainingOutput(
         target=rows,
-        reconstruction=decoded(sae, values, chosen.entries),
+        reconstruction=sae.decoded_rows(values, chosen.entries),
         further=further,
         residual=_residual(sae, pre_dead, chosen_dead) if len(dead) else None,
         penalty=cost,
         fired=fired,
         l0=float(active.sum()) / max(1, len(rows)),
         smallest=float(values.detach()[active].min()) if bool(active.any()) else None,
+        values=values.detach(),
+        entries=chosen.entries,
     )
-
-
-def decoded(
-    sae: SparseAutoencoder, values: Float[Tensor, " n"], entries: Entries
-) -> Float[Tensor, "b d"]:
-    """The reconstruction, in the space that the loss is taken in."""
-    return kernels.decode(values, entries, sae.W_dec) + sae.b_dec
 
 
 def prefix_reconstructions(

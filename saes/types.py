@@ -130,6 +130,10 @@ class TrainingOutput:
     """Mean number of active latents of a row."""
     smallest: float | None
     """The smallest activation in the batch; None where nothing is active."""
+    values: Float[Tensor, " n"]
+    """Activations of `entries`, without gradients; those of 0 are not active."""
+    entries: Entries
+    """The entries that `reconstruction` was decoded from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

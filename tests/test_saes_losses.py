@@ -3,7 +3,7 @@ import torch
 
 from saes.activations import TopK
 from saes.losses import auxk, normalised_mse, squared_error, total_variance, training_loss
-from saes.types import TrainingOutput
+from saes.types import Entries, TrainingOutput
 
 
 def test_normalised_mse_by_hand() -> None:
@@ -52,6 +52,8 @@ def test_auxk_sends_no_gradient_into_the_reconstruction() -> None:
         fired=torch.zeros(5, dtype=torch.bool),
         l0=0.0,
         smallest=None,
+        values=torch.zeros(0),
+        entries=Entries.of_rows(torch.zeros(4, 0, dtype=torch.long)),
     )
     loss = training_loss(output, TopK(k=1), variance=2.0, auxk_alpha=0.5)
     loss.auxk.backward()

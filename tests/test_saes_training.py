@@ -106,7 +106,7 @@ def test_fit_learns_and_leaves_a_complete_folder(tmp_path: Path, normalize: str)
     assert [row["step"] for row in rows] == list(range(3, 61, 3))
     assert set(rows[0]) == {
         "step", "tokens", "loss", "mse", "further", "penalty", "auxk", "fvu", "l0", "dead_share",
-        "lr", *TIMING,
+        "code_over_input", "lr", *TIMING,
     }  # fmt: skip
     assert rows[-1]["tokens"] == 60 * 64
     assert rows[-1]["fvu"] < 0.6 * rows[0]["fvu"]
