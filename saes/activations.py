@@ -94,10 +94,10 @@ class JumpRelu:
 
     l0: float = 1e-3
     """Weight of the mean number of active latents."""
-    bandwidth: float = 0.1
+    bandwidth: float = 1.0
     """Width of the window around a threshold in which it gets a gradient, in units of the
     normalised input. The paper's 0.001 wants billions of tokens."""
-    start: float = 0.1
+    start: float = 1.5
     """Every latent's first threshold, in the same units."""
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from saes.activations import (
     TopK,
     most_active,
 )
+from saes.reduced import ReducedEncoder, Scores
 from saes.types import Chosen, Codes, Entries, SaeOutput, concatenated
 
 Normalize = Literal["none", "layer_norm"]
@@ -179,7 +180,7 @@ class SparseAutoencoder(nn.Module):
         """
         rows = self.training_input(x)
         chosen, _ = self.choose(rows)
-        pre = self.pre_activations_at(rows, chosen, exact=True)
+        pre = self.pre_activations_at(rows, chosen)
         values = self.activated(pre, chosen)
         match self.config.activation:
             case TopK() | KSparse():
@@ -269,61 +270,61 @@ class SparseAutoencoder(nn.Module):
             progress: share of the training that is done.
             dead: numbers of latents to choose from besides.
             k_dead: how many of them.
-            dtype: precision of the dense product.
+            dtype: precision of the dense product; with bfloat16, for `TopK` alone, the choice is
+                that of float32 all the same (`saes.reduced`).
         """
         chosen, chosen_dead = [], []
         pool = None
         if training and isinstance(self.config.activation, BatchTopK | Matryoshka):
             pool = selection.Pool(self.config.activation.k * len(rows))
-        for pre, part in self._parts(rows, dtype):
+        for scores in self._scores(rows, dtype):
             if pool is None:
-                chosen.append(self._pick(pre, part, training, progress))
+                chosen.append(self._pick(scores, training, progress))
             else:
-                pool.add(pre)
+                pool.add(scores.pre)
             if dead is not None and k_dead:
-                found = selection.top_k(pre[:, dead], k_dead)
-                indices = torch.where(found.values > 0, dead[found.indices], 0)
-                chosen_dead.append(
-                    Chosen.of_codes(Codes(values=found.values.float(), indices=indices))
-                )
+                chosen_dead.append(Chosen.of_codes(scores.top_k(k_dead, dead)))
         nothing = Chosen.of_codes(_no_codes(rows))
         return (
             concatenated(chosen) if pool is None else pool.chosen,
             concatenated(chosen_dead) if chosen_dead else nothing,
         )
 
-    def _parts(self, rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pre-activations of a few rows at a time, in the same memory, and these rows."""
-        W_enc, bias = self.encoder.to(dtype), self.encoder_bias.to(dtype)
+    def _scores(self, rows: Tensor, dtype: torch.dtype) -> Iterator[Scores]:
+        """Pre-activations of a few rows at a time, in the same memory."""
+        weights, bias, reduced = self.encoder, self.encoder_bias, None
+        if dtype == torch.bfloat16:
+            reduced = ReducedEncoder.of(weights, bias)
+            weights, bias = reduced.low_weights, reduced.low_bias
         n_rows = min(len(rows), max(1, PRE_BYTES // (self.config.d_sae * dtype.itemsize)))
         memory = torch.empty(n_rows, self.config.d_sae, dtype=dtype, device=rows.device)
         for part in (rows - self.centre).split(max(1, n_rows)):
-            yield torch.addmm(bias, part.to(dtype), W_enc, out=memory[: len(part)]), part
+            pre = torch.addmm(bias, part.to(dtype), weights, out=memory[: len(part)])
+            yield Scores(pre=pre, rows=part, reduced=reduced)
 
-    def _pick(self, pre: Tensor, part: Tensor, training: bool, progress: float) -> Chosen:
-        """The entries of some rows, whose centred inputs are `part`."""
+    def _pick(self, scores: Scores, training: bool, progress: float) -> Chosen:
+        """The entries of some rows."""
+        pre = scores.pre
         match self.config.activation:
             case TopK(k=k, multi=multi):
-                return Chosen.of_codes(selection.top_k(pre, 4 * k if training and multi else k))
+                return Chosen.of_codes(scores.top_k(4 * k if training and multi else k))
             case KSparse() as activation:
                 k = activation.k_at(progress) if training else activation.k_encode
                 return Chosen.of_codes(selection.signed_top_k(pre, k))
             case TopAfa():
                 norms = torch.linalg.vector_norm(self.W_dec, dim=1)
-                return selection.nearest_norm(pre, norms, torch.linalg.vector_norm(part, dim=1))
+                target = torch.linalg.vector_norm(scores.rows, dim=1)
+                return selection.nearest_norm(pre, norms, target)
             case JumpRelu(bandwidth=bandwidth):
                 window = bandwidth / 2 if training else 0.0
                 return selection.above(pre, self.thresholds - window)
             case _:
                 return selection.above(pre, self.thresholds)
 
-    def pre_activations_at(
-        self, rows: Float[Tensor, "n d"], chosen: Chosen, *, exact: bool
-    ) -> Float[Tensor, " m"]:
-        """The pre-activations of chosen entries, with gradients; `exact`: those found are right."""
-        known = chosen.values if exact else None
+    def pre_activations_at(self, rows: Float[Tensor, "n d"], chosen: Chosen) -> Float[Tensor, " m"]:
+        """The pre-activations of chosen entries again, with gradients."""
         return kernels.pre_activations_at(
-            rows, self.centre, self.encoder, self.encoder_bias, chosen.entries, known
+            rows, self.centre, self.encoder, self.encoder_bias, chosen.entries, chosen.values
         )
 
     def activated(self, pre: Float[Tensor, " m"], chosen: Chosen) -> Float[Tensor, " m"]:

@@ -15,19 +15,16 @@ float64. Where the sum of all stays below the target, every positive entry is ke
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from saes import selection_cpu
 from saes.types import Chosen, Codes, concatenated
 
 
 def top_k(pre: Float[Tensor, "b s"], k: int) -> Codes:
-    """ReLU of the `k` largest entries of each row, strongest first.
-
-    In reduced precision, where ties are common and only choose candidates, `torch.topk` decides
-    between equal entries.
-    """
+    """ReLU of the `k` largest entries of each row, strongest first."""
     assert k <= pre.shape[1], f"k = {k} of {pre.shape[1]} latents"
-    if pre.device.type == "cpu" and pre.dtype == torch.float32:
+    if pre.device.type == "cpu":
         return selection_cpu.top_k(pre, k)
     return top_k_reference(pre, k)
 
@@ -37,6 +34,47 @@ def top_k_reference(pre: Float[Tensor, "b s"], k: int) -> Codes:
     values, indices = _largest(pre, k, above=0.0)
     values = values.relu()
     return Codes(values=values, indices=torch.where(values > 0, indices, 0))
+
+
+def nominees(
+    scores: Float[Tensor, "b s"], k: int, errors: Float[Tensor, " b"], rounding: float
+) -> Chosen:
+    """Every entry that may be among its row's `k` largest positive ones, were scores not rounded.
+
+    These are the entries of at least `max(s_k, 0) - 2 (error + rounding |s_k|)`, with s_k the k-th
+    largest score of the row. Scores are bfloat16; the values given are theirs.
+    """
+    assert 0 < k <= scores.shape[1], f"k = {k} of {scores.shape[1]} latents"
+    if scores.device.type == "cpu":
+        return selection_cpu.nominees(scores, k, errors, rounding)
+    return nominees_reference(scores, k, errors, rounding)
+
+
+def nominees_reference(
+    scores: Float[Tensor, "b s"], k: int, errors: Float[Tensor, " b"], rounding: float
+) -> Chosen:
+    """`nominees` through `torch.topk` and a dense mask."""
+    least = scores.float().topk(k, dim=1).values[:, -1].relu()
+    floor = least - 2 * (errors + rounding * least)
+    return _where(scores, scores.float() >= floor[:, None])
+
+
+def strongest_of_rows(chosen: Chosen, k: int) -> Codes:
+    """ReLU of the `k` largest entries of each row, strongest first, padded where there are fewer.
+
+    Entries of a row must come by growing latent number: the lowest wins among equal values.
+    """
+    if chosen.values.device.type == "cpu":
+        return selection_cpu.strongest_of_rows(chosen, k)
+    return strongest_of_rows_reference(chosen, k)
+
+
+def strongest_of_rows_reference(chosen: Chosen, k: int) -> Codes:
+    """`strongest_of_rows` by sorting."""
+    codes = padded(chosen.values.relu(), chosen)
+    missing = max(0, k - codes.values.shape[1])
+    values = functional.pad(codes.values, (0, missing))[:, :k]
+    return Codes(values=values, indices=functional.pad(codes.indices, (0, missing))[:, :k])
 
 
 def signed_top_k(pre: Float[Tensor, "b s"], k: int) -> Codes:
@@ -50,12 +88,11 @@ def _largest(pre: Tensor, k: int, above: float) -> tuple[Tensor, Tensor]:
     """The `k` largest of each row; ties between entries `above` fall to the lowest number."""
     # One more than asked for shows whether the last one kept is tied with the first one dropped.
     values, indices = torch.topk(pre, min(k + 1, pre.shape[1]), dim=1)
-    if pre.dtype == torch.float32:
-        tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > above)
-        rows = tied.any(1).nonzero().squeeze(1)
-        if len(rows):
-            order = torch.sort(pre[rows], dim=1, descending=True, stable=True).indices
-            indices[rows] = order[:, : indices.shape[1]]
+    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > above)
+    rows = tied.any(1).nonzero().squeeze(1)
+    if len(rows):
+        order = torch.sort(pre[rows], dim=1, descending=True, stable=True).indices
+        indices[rows] = order[:, : indices.shape[1]]
     return values[:, :k], indices[:, :k]
 
 
@@ -112,7 +149,7 @@ def padded(values: Float[Tensor, " n"], chosen: Chosen) -> Codes:
 
 def above(pre: Float[Tensor, "b s"], thresholds: Float[Tensor, " s"]) -> Chosen:
     """All entries that exceed their latent's threshold."""
-    if pre.device.type == "cpu" and pre.dtype == torch.float32:
+    if pre.device.type == "cpu":
         return selection_cpu.above(pre, thresholds)
     return above_reference(pre, thresholds)
 
@@ -126,7 +163,7 @@ def nearest_norm(
     pre: Float[Tensor, "b s"], norms: Float[Tensor, " s"], target: Float[Tensor, " b"]
 ) -> Chosen:
     """Top-AFA's entries: the strongest, so many that their scaled norm is nearest to `target`."""
-    if pre.device.type == "cpu" and pre.dtype == torch.float32:
+    if pre.device.type == "cpu":
         return selection_cpu.nearest_norm(pre, norms, target)
     return nearest_norm_reference(pre, norms, target)
 

@@ -224,3 +224,104 @@ def _top_k(
         for place in range(min(k, n)):
             indices[row, place] = found[order[place]]
             values[row, place] = bits[row, indices[row, place]]
+
+
+def nominees(
+    scores: Float[Tensor, "b s"], k: int, errors: Float[Tensor, " b"], rounding: float
+) -> Chosen:
+    """See `saes.selection.nominees`; bfloat16 on the CPU."""
+    bits = scores.detach().contiguous().view(torch.int16).numpy()
+    margins = errors.detach().float().contiguous().numpy()
+    return chosen_by(lambda *place: _nominees(bits, k, margins, rounding, *place), *scores.shape)
+
+
+@compiled
+def _nominees(
+    bits: np.ndarray,
+    k: int,
+    errors: np.ndarray,
+    rounding: float,
+    start: int,
+    stop: int,
+    latents: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    """As `_top_k`, with the bits of bfloat16 made integers that sort as the numbers do."""
+    s = bits.shape[1]
+    n_blocks = (s + BLOCK - 1) // BLOCK
+    maxima = np.empty(n_blocks, np.int16)
+    keys = np.empty(s, np.int16)
+    found = np.empty(s, np.int16)
+    word = np.empty(1, np.int32)
+    number = word.view(np.float32)
+    n = 0
+    for row in range(start, stop):
+        for i in range(s):
+            keys[i] = bits[row, i] ^ ((bits[row, i] >> 15) & 0x7FFF)
+        for block in range(n_blocks):
+            largest = np.int16(-32768)
+            for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
+                largest = max(largest, keys[i])
+            maxima[block] = largest
+        floor = np.int16(0)
+        if n_blocks > k:
+            floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])
+        above = 0
+        for block in range(n_blocks):
+            if maxima[block] >= floor:
+                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
+                    found[above] = keys[i]
+                    above += keys[i] >= floor
+        least = np.int16(0)
+        if above >= k:
+            least = np.partition(found[:above], above - k)[above - k]
+        word[0] = np.int32(least) << 16
+        strength = max(number[0], np.float32(0.0))
+        number[0] = strength - np.float32(2.0) * (errors[row] + rounding * strength)
+        # Cut to bfloat16 towards zero: that is downwards but for negative numbers, which lose one.
+        floor = np.int16(word[0] >> 16)
+        floor = np.int16((floor ^ ((floor >> 15) & 0x7FFF)) - (floor < 0))
+        before = n
+        for block in range(n_blocks):
+            if maxima[block] >= floor:
+                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
+                    latents[n] = i
+                    word[0] = np.int32(bits[row, i]) << 16
+                    values[n] = number[0]
+                    n += keys[i] >= floor
+        lengths[row - start] = n - before
+    return n
+
+
+def strongest_of_rows(chosen: Chosen, k: int) -> Codes:
+    """See `saes.selection.strongest_of_rows`; on the CPU."""
+    values = torch.zeros(len(chosen.lengths), k)
+    indices = torch.zeros(len(chosen.lengths), k, dtype=torch.long)
+    arrays = (
+        chosen.values.detach().numpy(), chosen.latents.numpy(), chosen.entries.starts.numpy(),
+        values.numpy(), indices.numpy(),
+    )  # fmt: skip
+    share_rows(len(values), lambda start, stop: _strongest_of_rows(*arrays, start, stop))
+    return Codes(values=values, indices=indices)
+
+
+@compiled
+def _strongest_of_rows(
+    entries: np.ndarray,
+    latents: np.ndarray,
+    starts: np.ndarray,
+    values: np.ndarray,
+    indices: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    for row in range(start, stop):
+        first = starts[row]
+        order = np.argsort(-entries[first : starts[row + 1]], kind="mergesort")
+        for place in range(min(values.shape[1], len(order))):
+            entry = first + order[place]
+            if entries[entry] <= 0:
+                break
+            values[row, place] = entries[entry]
+            indices[row, place] = latents[entry]

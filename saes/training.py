@@ -100,9 +100,9 @@ class TrainConfig:
     dead_after_tokens: int = 100_000
     """Tokens without firing after which a latent is dead. Gao et al. 2024: 10 M, of billions."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the dense product that chooses latents; bfloat16 is faster where the processor
-    has it (1.4 to 1.7 times a step, FVU 0.151 either way; same trial as `lr`). The chosen values,
-    all gradients and all parameters are float32 in any case."""
+    """Precision of the dense product that chooses latents; bfloat16, for topk alone, is faster
+    where the processor has it and chooses the same latents (`saes.reduced`). Values, gradients and
+    parameters are float32 in any case."""
     init_rows: int = 8192
     """Rows sampled for geometric median, variance and scale. Gao et al. 2024, code: 32,768."""
     seed: int = 0
@@ -125,6 +125,12 @@ class TrainConfig:
             raise UserError(
                 f"lr must be above 0, warmup_steps at least 0 and decay_share between 0 and 1; got "
                 f"{self.lr}, {self.warmup_steps} and {self.decay_share}."
+            )
+        if self.encoder_dtype != "float32" and not isinstance(self.activation, TopK):
+            raise UserError(
+                f"encoder_dtype {self.encoder_dtype} is for topk; "
+                f"{activation_name(self.activation)} takes float32, since every pre-activation "
+                "counts."
             )
         if self.k_aux < 1 or self.auxk_alpha < 0:
             raise UserError(

@@ -37,8 +37,7 @@ def training_forward(
         x: inputs.
         dead: numbers of the dead latents; the `k_aux` strongest of them make `residual`.
         k_aux: how many of them a row uses at most.
-        encoder_dtype: precision of the dense product that chooses latents; their values are float32
-            in any case.
+        encoder_dtype: precision of the dense product that chooses latents.
         progress: share of the training that is done.
     """
     rows = sae.training_input(x)
@@ -50,7 +49,7 @@ def training_forward(
         k_dead=min(k_aux, len(dead)),
         dtype=encoder_dtype,
     )
-    pre, pre_dead = _pre_activations(sae, rows, chosen, chosen_dead, encoder_dtype)
+    pre, pre_dead = _pre_activations(sae, rows, chosen, chosen_dead)
     values = sae.activated(pre, chosen)
     cost = penalty(sae, rows, values, pre, chosen.entries)
     further: tuple[Tensor, ...] = ()
@@ -131,12 +130,11 @@ def penalty(
 
 
 def _pre_activations(
-    sae: SparseAutoencoder, rows: Tensor, chosen: Chosen, dead: Chosen, dtype: torch.dtype
+    sae: SparseAutoencoder, rows: Tensor, chosen: Chosen, dead: Chosen
 ) -> tuple[Tensor, Tensor]:
     """Pre-activations of both kinds of entries: one sparse encoder gradient serves both."""
-    exact = dtype == torch.float32
     if not len(dead.values):
-        return sae.pre_activations_at(rows, chosen, exact=exact), dead.values
+        return sae.pre_activations_at(rows, chosen), dead.values
     after = chosen.entries.starts[1:].repeat_interleave(dead.lengths)
     before = dead.entries.starts[:-1].repeat_interleave(chosen.lengths)
     places = torch.arange(len(chosen.values), device=rows.device) + before
@@ -146,7 +144,7 @@ def _pre_activations(
     for where, part in ((places, chosen), (places_dead, dead)):
         merged[where], known[where] = part.latents, part.values
     both = Chosen(values=known, latents=merged, lengths=chosen.lengths + dead.lengths)
-    pre = sae.pre_activations_at(rows, both, exact=exact)
+    pre = sae.pre_activations_at(rows, both)
     return pre.index_select(0, places), pre.index_select(0, places_dead)
 
 

@@ -114,3 +114,48 @@ def test_padded_rows_are_sorted_and_as_wide_as_the_longest() -> None:
     codes = selection.padded(chosen.values, chosen)
     assert codes.values.tolist() == [[3, 2, 1], [5, 0, 0]]
     assert codes.indices.tolist() == [[1, 2, 0], [2, 0, 0]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    b=st.integers(0, 9),
+    s=st.integers(1, 200),
+    k=st.integers(1, 200),
+    seed=st.integers(0, 10**6),
+    shift=st.sampled_from([-3.0, 0.0, 3.0]),
+    error=st.sampled_from([0.0, 0.01, 1.0]),
+)
+def test_nominees_equal_their_definition(
+    b: int, s: int, k: int, seed: int, shift: float, error: float
+) -> None:
+    pre = rows(b, s, seed, shift=shift).bfloat16()
+    errors = error * pre.float().abs().amax(1) if b else torch.zeros(0)
+    found = selection_cpu.nominees(pre, min(k, s), errors, 2.0**-8)
+    wanted = selection.nominees_reference(pre, min(k, s), errors, 2.0**-8)
+    # The compiled floor is cut to bfloat16, so that it may let one more value through, never fewer.
+    places = {(int(r), int(j)) for r, j in zip(found.entries.rows, found.latents, strict=True)}
+    needed = {(int(r), int(j)) for r, j in zip(wanted.entries.rows, wanted.latents, strict=True)}
+    assert needed <= places
+    assert torch.equal(pre[found.entries.rows, found.latents].float(), found.values)
+    floor = {}
+    for row, value in zip(wanted.entries.rows.tolist(), wanted.values.tolist(), strict=True):
+        floor[row] = min(value, floor.get(row, value))
+    for row, value in zip(found.entries.rows.tolist(), found.values.tolist(), strict=True):
+        assert value >= floor.get(row, value) - 2.0**-6 * abs(value) - 1e-30
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    b=st.integers(0, 9),
+    s=st.integers(1, 60),
+    k=st.integers(1, 70),
+    seed=st.integers(0, 10**6),
+    round_to=st.sampled_from([0.0, 0.5]),
+)
+def test_strongest_of_rows_equals_sorting(
+    b: int, s: int, k: int, seed: int, round_to: float
+) -> None:
+    pre = rows(b, s, seed, round_to=round_to)
+    chosen = selection.above(pre, torch.full((s,), -0.1))
+    found = selection_cpu.strongest_of_rows(chosen, k)
+    assert same(found, selection.strongest_of_rows_reference(chosen, k))
