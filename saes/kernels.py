@@ -28,11 +28,12 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from saes import selection_cpu
 from saes.types import Entries
 
 DENSE_SHARE = 1 / 12
@@ -249,13 +250,29 @@ def transposed_product(
         return rows.new_zeros(n_latents, rows.shape[1])
     if is_dense(entries, n_latents):
         return scattered(weights, entries, n_latents).T @ rows
-    latents = entries.latents.int()
-    order = torch.sort(latents, stable=True).indices
-    starts = torch.zeros(n_latents + 1, dtype=torch.int32, device=rows.device)
-    starts[1:] = torch.bincount(latents, minlength=n_latents).cumsum(0)
+    starts, owners, order = by_latent(entries, n_latents)
     matrix = torch.sparse_csr_tensor(
-        starts, entries.rows[order].int(), weights[order], (n_latents, len(rows)),
+        starts, owners, weights.index_select(0, order), (n_latents, len(rows)),
         check_invariants=False,
     )  # fmt: skip
     # With beta = 0 the empty memory is written, never read; `matrix @ rows` would fill and copy it.
     return rows.new_empty(n_latents, rows.shape[1]).addmm_(matrix, rows, beta=0.0)
+
+
+def by_latent(
+    entries: Entries, n_latents: int
+) -> tuple[Int[Tensor, " s_1"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """The entries latent by latent: where each latent begins, the rows, the entries' numbers."""
+    if entries.latents.device.type == "cpu":
+        return selection_cpu.by_latent(entries, n_latents)
+    return by_latent_reference(entries, n_latents)
+
+
+def by_latent_reference(
+    entries: Entries, n_latents: int
+) -> tuple[Int[Tensor, " s_1"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """`by_latent` with a stable sort."""
+    order = torch.sort(entries.latents, stable=True).indices
+    starts = torch.zeros(n_latents + 1, dtype=torch.int32, device=order.device)
+    starts[1:] = torch.bincount(entries.latents, minlength=n_latents).cumsum(0)
+    return starts, entries.rows[order].int(), order

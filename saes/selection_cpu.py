@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saes.types import Chosen, Codes
+from saes.types import Chosen, Codes, Entries
 
 T = TypeVar("T")
 
@@ -325,3 +325,34 @@ def _strongest_of_rows(
                 break
             values[row, place] = entries[entry]
             indices[row, place] = latents[entry]
+
+
+def by_latent(entries: Entries, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `saes.kernels.by_latent`; on the CPU, by counting."""
+    n = len(entries.latents)
+    starts = torch.zeros(n_latents + 1, dtype=torch.int32)
+    owners, order = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.long)
+    arrays = (entries.latents, entries.starts, starts, owners, order)
+    _by_latent(*(array.contiguous().numpy() for array in arrays))
+    return starts, owners, order
+
+
+@compiled
+def _by_latent(
+    latents: np.ndarray,
+    row_starts: np.ndarray,
+    starts: np.ndarray,
+    owners: np.ndarray,
+    order: np.ndarray,
+) -> None:
+    for entry in range(len(latents)):
+        starts[latents[entry] + 1] += 1
+    for latent in range(1, len(starts)):
+        starts[latent] += starts[latent - 1]
+    following = starts[:-1].copy()
+    for row in range(len(row_starts) - 1):
+        for entry in range(row_starts[row], row_starts[row + 1]):
+            place = following[latents[entry]]
+            following[latents[entry]] += 1
+            owners[place] = row
+            order[place] = entry

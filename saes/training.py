@@ -252,7 +252,7 @@ def advance(job: Job, state: TrainState, x: Float[Tensor, "b d"]) -> dict[str, s
     state.seconds += spent
     timing = {"tokens_per_s": len(x) / spent, "seconds": state.seconds}
     done = state.step == job.config.steps
-    if done or state.step % job.config.log_every == 0:
+    if is_logged(job.config, state.step):
         append_metrics(job.run.path / METRICS, metrics | timing)
     if done or state.step % job.config.checkpoint_every == 0:
         save_checkpoint(job.run.path, state.step, *state_contents(state))
@@ -295,6 +295,7 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
     follow_threshold(sae, output, first=state.step == 0)
     count_silence(state.silent_tokens, output)
     state.step += 1
+    logged = is_logged(config, state.step)
     state.tokens += len(x)
     return {
         "step": state.step,
@@ -303,9 +304,14 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
         "fvu": raw_error(state, x, output) / state.variance,
         "l0": output.l0,
         "dead_share": float(is_dead.float().mean()),
-        "code_over_input": code_over_input(state, output),
         "lr": lr,
+        **({"code_over_input": code_over_input(state, output)} if logged else {}),
     }
+
+
+def is_logged(config: TrainConfig, step: int) -> bool:
+    """Whether `metrics.jsonl` gets a row after this many steps."""
+    return step == config.steps or step % config.log_every == 0
 
 
 def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
