@@ -19,6 +19,7 @@ from probe.runs import Run, atomic_path, machine, write_json
 logger = logging.getLogger(__name__)
 
 CHROMIUM = Path("/usr/bin/chromium")
+METRICS, TEXT = "metrics.json", "report.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +39,20 @@ class Verdict:
     holds: bool
     """Whether the claim shows in these data."""
 
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        return "holds" if self.holds else "does not show"
+
+    @property
+    def measured(self) -> str:
+        """The statistic with its value and interval."""
+        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.statistic} {self.value:.4g}{interval}"
+
     def line(self) -> str:
         """The verdict as a line of Markdown."""
-        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
-        word = "holds" if self.holds else "does not show"
-        return f"- {self.claim} **{word}**: {self.statistic} {self.value:.4g}{interval}."
+        return f"- {self.claim} **{self.word}**: {self.measured}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +79,8 @@ class Report:
                 table.to_parquet(temporary, index=False)
         drawn = [name for name in self.figures if self._write_figure(run.path, name)]
         verdicts = [asdict(verdict) for verdict in self.verdicts]
-        write_json(run.path / "metrics.json", {"numbers": self.numbers, "verdicts": verdicts})
-        with atomic_path(run.path / "report.md") as temporary:
+        write_json(run.path / METRICS, {"numbers": self.numbers, "verdicts": verdicts})
+        with atomic_path(run.path / TEXT) as temporary:
             temporary.write_text(self.markdown(drawn))
         run.finish(
             summary={"title": self.title} | self.numbers, inputs=inputs, seeds=seeds, device="cpu"

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a sparse autoencoder on a store, or straight from a model",
     "evaluate": "how well an SAE does its job, beside PCA, random and untrained controls",
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
+    "analyse": "run a study and write its report",
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",
     "runs": "list what there is",
     "doctor": "check the installation, the machine and every file that was written",
@@ -108,7 +109,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
     module = importlib.import_module(f"app.commands.{name}")
     command = tyro.cli(
-        module.Command,
+        module.command_type(arguments) if hasattr(module, "command_type") else module.Command,
         args=list(arguments),
         default=module.default(arguments) if hasattr(module, "default") else None,
         prog=f"lorgnette {name}",
