@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "how well an SAE does its job, beside PCA, random and untrained controls",
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
     "analyse": "run a study and write its report",
+    "convert": "read and write the SAE formats of other projects",
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",
     "runs": "list what there is",
     "doctor": "check the installation, the machine and every file that was written",

@@ -173,6 +173,7 @@ class Firing:
 
 def recount(store: ActivationStore, sae: SparseAutoencoder) -> list[Firing]:
     """Every firing, from one dense row at a time."""
+    assert isinstance(sae.config.activation, TopK)
     found = []
     for number in range(store.n_shards):
         shard = store.shard(number, SITE)

@@ -120,7 +120,7 @@ def test_dense_products_take_over_where_codes_are_dense(
         monkeypatch.setattr(kernels, "DENSE_SHARE", share)
         assert not len(entries.latents) or kernels.is_dense(entries, size[2]) == (share == 0.0)
         out = kernels.decode(m["values"], entries, m["W_dec"])
-        pre = kernels.pre_activations_at(*encoding, entries)
+        pre = kernels.pre_activations_at(m["x"], m["b_dec"], m["W_enc"], m["b_enc"], entries)
         found.append([out, *gradients(out, decoding), pre, *gradients(pre, encoding)])
     for dense, sparse in zip(*found, strict=True):
         torch.testing.assert_close(dense, sparse, atol=1e-5, rtol=1e-5)

@@ -86,6 +86,7 @@ def test_auxk_by_hand(dense_share: float, monkeypatch: pytest.MonkeyPatch) -> No
 
 def reference_loss(sae: SparseAutoencoder, x: Tensor, dead: Tensor, k_aux: int) -> Tensor:
     """The training loss written densely, with nothing but autograd."""
+    assert isinstance(sae.config.activation, TopK)
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     values, indices = pre.topk(sae.config.activation.k)
     codes = torch.zeros_like(pre).scatter(1, indices, values.relu())

@@ -74,7 +74,7 @@ def index(command: Command, sae_run: Run, weights: str, store: ActivationStore) 
 def dry_run_plan(command: Command, sae_run: Run, store: ActivationStore):
     """Rows, and disk while the index is made: a firing takes about twelve bytes."""
     rows = min(store.n_rows, command.index.max_rows or store.n_rows)
-    firings = rows * sae_run.summary["l0"]
+    firings = rows * sae_run.summary.get("l0", sae_run.summary["d_sae"])
     return plan(
         "lorgnette index would read",
         {
