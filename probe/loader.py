@@ -13,12 +13,16 @@ shuffle the rows inside each buffer. They differ in the stream:
 Everything is a function of the seed and the batch's number. `batches(start)` therefore jumps to any
 batch exactly: the store reader reads the one buffer the batch is in, the stream counts the rows
 before it from the tokens alone, without running the model.
+
+Where several ranks (`probe.ranks`) divide the rows of every batch, the store reader reads those of
+its rank alone. The stream lets each rank capture every so many-th of the token batches and gives
+all rows to all.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -30,6 +34,7 @@ from probe.capture import site_width
 from probe.corpora import TokenBatch
 from probe.errors import UserError
 from probe.language import LanguageModel
+from probe.ranks import ALONE, Ranks
 from probe.rows import capture_rows, norm_limits, row_norms
 from probe.sites import Site
 from probe.store import ActivationStore
@@ -61,6 +66,15 @@ class ActivationSource(Protocol):
 
     def batches(self, start: int) -> Iterator[Float[Tensor, "b d"]]:
         """Endless float32 batches from batch number `start` on."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A source that can give one rank's rows without reading the others'."""
+
+    def own_batches(self, start: int, ranks: Ranks) -> Iterator[Float[Tensor, "n d"]]:
+        """What `batches` gives, of each batch this rank's stretch of the rows."""
         ...
 
 
@@ -130,17 +144,24 @@ class StoreReader:
 
     def batches(self, start: int) -> Iterator[Float[Tensor, "b d"]]:
         """Endless float32 batches, epoch after epoch, from batch number `start` on."""
+        return self.own_batches(start, ALONE)
+
+    def own_batches(self, start: int, ranks: Ranks) -> Iterator[Float[Tensor, "n d"]]:
+        """The same, of each batch this rank's stretch of the rows; the others are not read."""
         epoch, batch = divmod(start, self.batches_per_epoch)
         number, skip = divmod(batch, self._buffer_batches)
         with ThreadPoolExecutor(1, thread_name_prefix="activations") as pool:
             places = self._numbered_buffers(epoch, number)
-            size = min(self._buffer_batches * self.batch_size, self.n_rows)
+            part = ranks.part(self.batch_size)
+            size = min(self._buffer_batches * len(part), self.n_rows)
             memory = itertools.cycle([self._make_buffer(size), self._make_buffer(size)])
-            following = pool.submit(self._load, *next(places), next(memory))
+            following = pool.submit(self._load, *next(places), next(memory), part)
             while True:
                 current = following
-                following = pool.submit(self._load, *next(places), next(memory))
-                yield from self._cut(current, skip)
+                following = pool.submit(self._load, *next(places), next(memory), part)
+                values, order = current.result()
+                for rows in order.split(len(part))[skip:]:
+                    yield values.index_select(0, rows).float()
                 skip = 0
 
     def _numbered_buffers(self, epoch: int, number: int) -> Iterator[tuple[int, int]]:
@@ -152,18 +173,20 @@ class StoreReader:
     def _make_buffer(self, n: int) -> Float[Tensor, "n d"]:
         return torch.empty(n, self._d, dtype=self._dtype)
 
-    def _load(self, epoch: int, number: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """One buffer's rows in the order of the disk, and the order to give them out in."""
+    def _load(self, epoch: int, number: int, buffer: Tensor, part: range) -> tuple[Tensor, Tensor]:
+        """One buffer's rows in the order of the disk, and the order to give them out in.
+
+        Of each whole batch those in `part` alone; rows that fill no batch are left out.
+        """
         size = self._buffer_batches * self.batch_size
         rows = self._epoch_rows(epoch, number * size, (number + 1) * size)
         order = _generator(self.seed, SHUFFLE, epoch, number).permutation(len(rows))
-        return self._gather(rows, buffer), torch.from_numpy(order)
-
-    def _cut(self, loaded: "Future[tuple[Tensor, Tensor]]", skip: int) -> Iterator[Tensor]:
-        values, order = loaded.result()
-        for batch in order.split(self.batch_size)[skip:]:
-            if len(batch) == self.batch_size:
-                yield values.index_select(0, batch).float()
+        whole = order[: len(order) // self.batch_size * self.batch_size]
+        own = whole.reshape(-1, self.batch_size)[:, part.start : part.stop].reshape(-1)
+        if len(own) < len(rows):
+            wanted = np.sort(own)
+            rows, own = rows[wanted], np.searchsorted(wanted, own)
+        return self._gather(rows, buffer), torch.from_numpy(own)
 
     def _epoch_rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Rows number `start` to `stop` of an epoch's order, sorted for the disk."""
@@ -209,6 +232,7 @@ class StreamSource:
         seed: int = 0,
         buffer_rows: int = BUFFER_ROWS,
         max_norm: float = 10.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare to capture.
 
@@ -221,6 +245,7 @@ class StreamSource:
             seed: decides the order within a buffer.
             buffer_rows: rows mixed at a time; rounded to whole batches, at least one.
             max_norm: replace rows of a norm above so many medians of the first batch; 0 for none.
+            ranks: the processes that share the captures; all of them read as one, in step.
         """
         self.model = model
         self.site = site
@@ -230,6 +255,7 @@ class StreamSource:
         self._size = _buffer_batches(batch_size, buffer_rows) * batch_size
         self._d = site_width(model, site)
         self._max_norm = max_norm
+        self._ranks = ranks
 
     @functools.cached_property
     def _limit(self) -> float:
@@ -284,16 +310,30 @@ class StreamSource:
         rows = capture_rows(self.model, batch, [self.site], torch.float32)[self.site].cpu()
         return repeat_usual(rows, self._limit)
 
+    def _captured(self, waiting: list[tuple[TokenBatch, int]]) -> Iterator[Float[Tensor, "n d"]]:
+        """The rows of at most as many token batches as there are ranks, less the skipped ones."""
+        if not waiting:
+            return
+        own = self._ranks.rank
+        rows = self._capture(waiting[own][0]) if own < len(waiting) else torch.empty(0, self._d)
+        parts = self._ranks.joined_rows(rows)
+        yield from (part[skip:] for part, (_, skip) in zip(parts, waiting, strict=False))
+
     def _rows(self, skip: int) -> Iterator[Float[Tensor, "n d"]]:
         """The endless rows in the corpus's order, without the first `skip`, a batch at a time."""
         while True:
             n_rows = 0
+            waiting: list[tuple[TokenBatch, int]] = []
             for batch in self._read_tokens():
                 kept = int(batch.keep.sum())
                 n_rows += kept
                 if skip < kept:
-                    yield self._capture(batch)[skip:]
+                    waiting.append((batch, skip))
                 skip = max(0, skip - kept)
+                if len(waiting) == self._ranks.size:
+                    yield from self._captured(waiting)
+                    waiting = []
+            yield from self._captured(waiting)
             if n_rows < self.batch_size:
                 raise UserError(
                     f"the corpus has {n_rows} rows, fewer than one batch of {self.batch_size}; "

@@ -5,6 +5,11 @@ files: the shard exists if and only if that file does. A capture that was killed
 with the batch that follows the last whole shard and ends with the same bytes as one that never
 stopped.
 
+Several processes (`probe.ranks`) write one store: shard i is that of rank i modulo their number, so
+each reads its own stretches of the documents, whatever length the corpus turns out to have. All
+tokenise everything and run the model on their own share. The store has the bytes that one process
+would have written, and a killed capture may go on with another number of processes.
+
 Sums are taken in float64 over the values as stored: the statistics are those of what is read back.
 """
 
@@ -31,6 +36,7 @@ from probe.capture import site_width
 from probe.corpora import TokenBatch, document_ids, token_batches
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
+from probe.ranks import ALONE, Ranks
 from probe.rows import capture_rows, norm_limits, without_outliers
 from probe.runs import Run, atomic_path
 from probe.sites import Site, parse_site
@@ -128,6 +134,7 @@ def write_store(
     *,
     inputs: Mapping[str, str] | None = None,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> "ActivationStore":
     """Run the model over the corpus and keep its activations; goes on where a killed run stopped.
 
@@ -136,18 +143,24 @@ def write_store(
         model: the model that the config names.
         inputs: hashes of what went in (weights, corpus), for the manifest.
         progress: show a bar on stderr.
+        ranks: the processes that share the work; each calls this.
 
     Raises:
         UserError: a site is not in the model, the corpus is empty, or another process writes here.
         Failure: non-finite activations, or a disk too small or full.
     """
     config = StoreConfig.from_run_config(run.config)
-    with run.lock():
-        if not run.complete:
-            _remove_leftovers(run.path)
-            _write_shards(run.path, config, model, progress=progress)
-            with _explaining_full_disk(run.path):
-                _finish(run, config, model, inputs or {})
+    with ranks.lock(run):
+        if not ranks.first_says(run.complete):
+            if ranks.is_first:
+                _remove_leftovers(run.path)
+            ranks.wait()
+            written = _write_shards(run.path, config, model, ranks, progress=progress)
+            n_shards = int(ranks.largest(torch.tensor(written)))
+            if ranks.is_first:
+                with _explaining_full_disk(run.path):
+                    _finish(run, config, model, inputs or {}, n_shards)
+            ranks.wait()
     return ActivationStore.open(run.path)
 
 
@@ -202,31 +215,47 @@ class _ShardBuffer:
 
 
 def _write_shards(
-    folder: Path, config: StoreConfig, model: LanguageModel, *, progress: bool
-) -> None:
+    folder: Path, config: StoreConfig, model: LanguageModel, ranks: Ranks, *, progress: bool
+) -> int:
+    """Write this rank's shards that are missing; gives how many shards there are up to its last."""
     sites = [parse_site(name) for name in config.sites]
     widths = {str(site): site_width(model, site) for site in sites}
-    number, sequence = _whole_shards(folder, config)
+    number, sequence = _whole_shards(folder, config, ranks)
     estimate = estimate_store(config, widths)
-    _check_disk(folder, estimate, done=sequence / estimate.sequences)
+    if ranks.is_first:
+        _check_disk(folder, estimate, done=sequence / estimate.sequences)
     buffer = _ShardBuffer(config, widths, estimate.sequences)
     dtype = DTYPES[config.dtype]
     limits: dict[Site, float] = {}
-    if sequence:
+    if sequence or ranks.size > 1:
         first = next(_read_tokens(config, model, 0))
         limits = norm_limits(capture_rows(model, first, sites, dtype), config.max_norm)
+        limits = _limits_of_first(ranks, limits)
     with _progress_bar(config, sequence, estimate.sequences, show=progress) as bar:
         for batch in _read_tokens(config, model, sequence):
             assert batch.first_sequence == sequence, "batches must follow one another"
-            rows = capture_rows(model, batch, sites, dtype)
-            limits = limits or norm_limits(rows, config.max_norm)
-            buffer.add(*without_outliers(batch, rows, limits))
+            if sequence // _shard_sequences(config) % ranks.size == ranks.rank:
+                rows = capture_rows(model, batch, sites, dtype)
+                limits = limits or norm_limits(rows, config.max_norm)
+                buffer.add(*without_outliers(batch, rows, limits))
             sequence += len(batch.tokens)
             bar.update(batch.tokens.numel())
             if len(buffer.batches) == config.shard_batches:
-                number = _flush(buffer, folder, number, config)
+                number = _flush(buffer, folder, number, config, ranks)
         if buffer.batches:
-            number = _flush(buffer, folder, number, config)
+            number = _flush(buffer, folder, number, config, ranks)
+    return max(0, number - ranks.size + 1)
+
+
+def _shard_sequences(config: StoreConfig) -> int:
+    """Sequences in a shard; the last one may have fewer."""
+    return config.batch_sequences * config.shard_batches
+
+
+def _limits_of_first(ranks: Ranks, limits: Mapping[Site, float]) -> dict[Site, float]:
+    """The largest usual norms as the first rank found them."""
+    found = torch.tensor(list(limits.values()), dtype=torch.float64)
+    return dict(zip(limits, ranks.of_first(found).tolist(), strict=True))
 
 
 def _read_tokens(config: StoreConfig, model: LanguageModel, sequence: int) -> Iterator[TokenBatch]:
@@ -240,11 +269,13 @@ def _read_tokens(config: StoreConfig, model: LanguageModel, sequence: int) -> It
     )
 
 
-def _flush(buffer: _ShardBuffer, folder: Path, number: int, config: StoreConfig) -> int:
+def _flush(
+    buffer: _ShardBuffer, folder: Path, number: int, config: StoreConfig, ranks: Ranks
+) -> int:
     with _explaining_full_disk(folder):
         buffer.write(folder, number, config.folders())
     buffer.clear()
-    return number + 1
+    return number + ranks.size
 
 
 def _progress_bar(config: StoreConfig, sequence: int, n_sequences: int, *, show: bool) -> tqdm:
@@ -269,10 +300,10 @@ def _remove_leftovers(folder: Path) -> None:
         path.unlink()
 
 
-def _whole_shards(folder: Path, config: StoreConfig) -> tuple[int, int]:
-    """How many whole shards lead the store, and the number of the sequence that follows them."""
-    sequence = 0
-    for number in itertools.count():
+def _whole_shards(folder: Path, config: StoreConfig, ranks: Ranks) -> tuple[int, int]:
+    """A rank's first shard that is not whole, and the number of the sequence it begins with."""
+    sequence = ranks.rank * _shard_sequences(config)
+    for number in itertools.count(ranks.rank, ranks.size):
         path = rows_path(folder, number)
         if not path.exists():
             return number, sequence
@@ -289,6 +320,7 @@ def _whole_shards(folder: Path, config: StoreConfig) -> tuple[int, int]:
             logger.warning("capturing again from shard %d on: its files differ in length", number)
             return number, sequence
         sequence = int(rows.get_tensor("first_sequence")) + rows.get_slice("tokens").get_shape()[0]
+        sequence += (ranks.size - 1) * _shard_sequences(config)
     raise AssertionError("unreachable")
 
 
@@ -323,9 +355,16 @@ def _explaining_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _finish(run: Run, config: StoreConfig, model: LanguageModel, inputs: Mapping[str, str]) -> None:
+def _finish(
+    run: Run, config: StoreConfig, model: LanguageModel, inputs: Mapping[str, str], written: int
+) -> None:
     """Combine the shards' sums, name the documents, count what was dropped, write the manifest."""
-    n_shards, n_sequences = _whole_shards(run.path, config)
+    n_shards, n_sequences = _whole_shards(run.path, config, ALONE)
+    if n_shards != written:
+        raise Failure(
+            f"{run.path} has {n_shards} whole shards where {written} were written; give --root a "
+            "folder that all machines share, and run the same command again."
+        )
     summary = _count(run.path, n_shards, model.special_ids)
     if summary["n_rows"] == 0:
         raise UserError(

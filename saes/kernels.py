@@ -15,16 +15,20 @@ them to choose the largest). The other five touch `b x k` entries (Gao et al. 20
    `-W_enc` times those column sums: one matrix-vector product.
 
 Rows may hold different numbers of entries (`saes.types.Entries`): TopK is the case where all hold
-`k`. The sparse forms go through compressed sparse rows (MKL on the CPU, cuSPARSE on CUDA); no `[n,
-d]` array ever exists. Beside each stands a reference that says the same densely and obviously;
-tests hold the two equal. Where the entries are no small part of all `b x s` dense products are
-faster, and each of the three sparse products turns into one.
+`k`. On the CPU the sparse forms go through compressed sparse rows (MKL), on CUDA through Triton
+(`saes.kernels_triton`), or cuSPARSE where that is missing; no `[n, d]` array ever exists. Beside
+each stands a reference that says the same densely and obviously; tests hold the two equal. Where
+the entries are no small part of all `b x s` dense products are faster, and each of the three sparse
+products turns into one.
 
 The encoder is stored as `[s, d]` and seen as its transpose `[d, s]`: the gradients of (2) and (4)
 come out as `[s, d]`, which is then the layout of both parameters.
 """
 
+import importlib
+import importlib.util
 import warnings
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -91,6 +95,13 @@ def scattered(
     places = entries.rows * n_latents + entries.latents
     flat = values.new_zeros(entries.n_rows * n_latents).index_add(0, places, values)
     return flat.view(entries.n_rows, n_latents)
+
+
+def triton_for(tensor: Tensor) -> ModuleType | None:
+    """`saes.kernels_triton` where the tensor is on a CUDA device and triton is installed."""
+    if not tensor.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("saes.kernels_triton")
 
 
 def is_dense(entries: Entries, n_latents: int) -> bool:
@@ -217,6 +228,8 @@ def weighted_rows(
         return W.new_zeros(entries.n_rows, W.shape[1])
     if is_dense(entries, len(W)):
         return scattered(weights, entries, len(W)) @ W
+    if (triton := triton_for(W)) is not None:
+        return triton.weighted_rows(weights, entries.latents, entries.starts, W)
     return functional.embedding_bag(
         entries.latents, W, entries.starts,
         per_sample_weights=weights, mode="sum", include_last_offset=True,
@@ -232,6 +245,8 @@ def row_products(
         return rows.new_zeros(0)
     if is_dense(entries, len(W)):
         return (rows @ W.T).view(-1).index_select(0, entries.rows * len(W) + entries.latents)
+    if (triton := triton_for(W)) is not None:
+        return triton.row_products(rows, W, entries.latents, entries.starts)
     wanted = torch.sparse_csr_tensor(
         entries.starts.int(), entries.latents.int(), rows.new_zeros(n), (len(rows), len(W)),
         check_invariants=False,
@@ -251,6 +266,8 @@ def transposed_product(
     if is_dense(entries, n_latents):
         return scattered(weights, entries, n_latents).T @ rows
     starts, owners, order = by_latent(entries, n_latents)
+    if (triton := triton_for(rows)) is not None:
+        return triton.weighted_rows(weights.index_select(0, order), owners, starts, rows)
     matrix = torch.sparse_csr_tensor(
         starts, owners, weights.index_select(0, order), (n_latents, len(rows)),
         check_invariants=False,

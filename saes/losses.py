@@ -47,21 +47,37 @@ def normalised_mse(
     return squared_error(target, reconstruction).mean() / variance
 
 
-def auxk(error: Float[Tensor, "b d"], residual: Float[Tensor, "b d"] | None) -> Float[Tensor, ""]:
-    """NMSE of `residual` as reconstruction of `error`; 0 with nothing dead or nothing to learn."""
+def auxk(
+    error: Float[Tensor, "b d"],
+    residual: Float[Tensor, "b d"] | None,
+    spread: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """NMSE of `residual` as reconstruction of `error`; 0 with nothing dead or nothing to learn.
+
+    `spread` is the denominator where these rows are only a part of the batch.
+    """
     if residual is None:
         return error.new_zeros(())
     error = error.detach()
-    spread = (error - error.mean(0)).square().sum()
+    if spread is None:
+        spread = (error - error.mean(0)).square().sum()
     if spread == 0:
         return error.new_zeros(())
     return (error - residual).square().sum() / spread
 
 
 def training_loss(
-    output: TrainingOutput, activation: Activation, *, variance: float, auxk_alpha: float
+    output: TrainingOutput,
+    activation: Activation,
+    *,
+    variance: float,
+    auxk_alpha: float,
+    spread: Float[Tensor, ""] | None = None,
 ) -> Loss:
-    """All terms of one training step; `variance` is that of the normalised source."""
+    """All terms of one training step; `variance` is that of the normalised source.
+
+    `spread` is AuxK's denominator where the rows are only a part of the batch: see `auxk`.
+    """
     error = output.target - output.reconstruction
     d = output.target.shape[1]
     further = error.new_zeros(())
@@ -71,7 +87,7 @@ def training_loss(
         mse=normalised_mse(output.target, output.reconstruction, variance),
         further=further * (1 / 8 if isinstance(activation, TopK) else 1),
         penalty=output.penalty * penalty_weight(activation, variance, d),
-        auxk=auxk_alpha * auxk(error, output.residual),
+        auxk=auxk_alpha * auxk(error, output.residual, spread),
     )
 
 

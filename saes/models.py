@@ -19,7 +19,7 @@ A forward pass chooses entries without gradients (the one dense product, a few r
 they stay in the cache), then computes the values of these entries with them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -260,6 +260,7 @@ class SparseAutoencoder(nn.Module):
         dead: Int[Tensor, " m"] | None = None,
         k_dead: int = 0,
         dtype: torch.dtype = torch.float32,
+        make_pool: Callable[[int], selection.Pool] = selection.Pool,
     ) -> tuple[Chosen, Chosen]:
         """The entries of `rows` that are looked at, and the `k_dead` strongest of latents `dead`.
 
@@ -272,11 +273,12 @@ class SparseAutoencoder(nn.Module):
             k_dead: how many of them.
             dtype: precision of the dense product; with bfloat16, for `TopK` alone, the choice is
                 that of float32 all the same (`saes.reduced`).
+            make_pool: what collects the entries of a batch whose rows are in several places.
         """
         chosen, chosen_dead = [], []
         pool = None
         if training and isinstance(self.config.activation, BatchTopK | Matryoshka):
-            pool = selection.Pool(self.config.activation.k * len(rows))
+            pool = make_pool(self.config.activation.k * len(rows))
         for scores in self._scores(rows, dtype):
             if pool is None:
                 chosen.append(self._pick(scores, training, progress))

@@ -12,12 +12,14 @@ added up from the top until the target is reached, and only that one is sorted. 
 float64. Where the sum of all stays below the target, every positive entry is kept.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from saes import selection_cpu
+from saes import kernels, selection_cpu
 from saes.types import Chosen, Codes, concatenated
 
 
@@ -115,8 +117,10 @@ def strongest(chosen: Chosen, n: int) -> Chosen:
 class Pool:
     """The `n` strongest positive entries of parts of a batch that come one after the other."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, agree: Callable[[Chosen, int], Chosen] | None = None) -> None:
+        """Look for `n`; `agree` says in the end which of them stay, where others look too."""
         self.n = n
+        self._agree = agree
         self._chosen: list[Chosen] = []
         self._floor = 0.0
 
@@ -132,7 +136,7 @@ class Pool:
     def chosen(self) -> Chosen:
         """The entries found."""
         (pool,) = self._chosen
-        return pool
+        return pool if self._agree is None else self._agree(pool, self.n)
 
 
 def padded(values: Float[Tensor, " n"], chosen: Chosen) -> Codes:
@@ -165,6 +169,8 @@ def nearest_norm(
     """Top-AFA's entries: the strongest, so many that their scaled norm is nearest to `target`."""
     if pre.device.type == "cpu":
         return selection_cpu.nearest_norm(pre, norms, target)
+    if (triton := kernels.triton_for(pre)) is not None:
+        return _where(pre, triton.nearest_norm_mask(pre, norms, target))
     return nearest_norm_reference(pre, norms, target)
 
 

@@ -17,6 +17,10 @@ batch once, and does not depend on the others. Everything that decides the resul
 checkpoint (parameters, Adam's moments, random generator, silent counts, step = position in the
 data), and `metrics.jsonl` is cut back to the checkpoint's step, so a run killed at any moment ends
 with the same bits as one left alone, on one machine with one number of threads.
+
+Several processes may train together. What they divide, the rows of each batch (`saes.replicas`) or
+the latents (`saes.sharded`), and what they therefore exchange, is a `Division`'s business; the step
+below is the same for all. The first rank writes metrics and the finished folder.
 """
 
 import contextlib
@@ -26,12 +30,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -48,9 +52,10 @@ from saes.constraints import (
     project_decoder_gradient,
 )
 from saes.folder import load_sae, save_sae
-from saes.losses import squared_error, total_variance, training_loss
+from saes.losses import squared_error, total_variance
 from saes.models import SaeConfig, SparseAutoencoder
-from saes.training_forward import training_forward
+from saes.replicas import Replicas
+from saes.sharded import Shards
 from saes.types import TrainingOutput
 
 logger = logging.getLogger(__name__)
@@ -64,6 +69,10 @@ THRESHOLD_RATE = 0.01
 """Share of the newest batch in the running threshold of batch-wise activations (SAELens)."""
 GOLDEN_ROWS = 32
 """Rows of the source kept with the SAE to check it on every load."""
+Division = Replicas | Shards
+"""How several processes share the work."""
+ALL_HERE = Replicas()
+"""One process does it all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,21 +189,31 @@ class TrainState:
 
 
 def fit(
-    jobs: Sequence[Job], source: ActivationSource, *, device: str = "cpu", progress: bool = True
+    jobs: Sequence[Job],
+    source: ActivationSource,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+    division: Division = ALL_HERE,
 ) -> list[SparseAutoencoder]:
     """Train every job's SAE on one pass through `source`, write their folders, return the SAEs.
 
-    Complete runs are loaded, incomplete ones resumed. Raises `UserError` where a config does not
-    fit the source, `Failure` where activations or the loss are not finite.
+    Complete runs are loaded, incomplete ones resumed. Where several ranks divide the work, each
+    calls this with a source that gives the same batches, and the first one returns the SAEs, the
+    others none. Raises `UserError` where a config does not fit the source or the division,
+    `Failure` where activations or the loss are not finite.
     """
+    ranks = division.ranks
     with contextlib.ExitStack() as held:
         for job in jobs:
-            held.enter_context(job.run.lock())
+            held.enter_context(ranks.lock(job.run))
+            division.check(job.config.d_sae, job.config.activation)
         sample = functools.cache(functools.partial(sample_rows, source))
-        waiting = [job for job in jobs if not job.run.complete]
-        training = [(job, start(job, source.d, sample, device)) for job in waiting]
-        train(training, source, sample, progress)
-    return [load_sae(job.run.path) for job in jobs]
+        waiting = [job for job in jobs if not ranks.first_says(job.run.complete)]
+        training = [(job, start(job, source.d, sample, device, division)) for job in waiting]
+        train(training, source, sample, progress and ranks.is_first, division)
+        ranks.wait()
+    return [load_sae(job.run.path) for job in jobs if ranks.is_first]
 
 
 def sample_rows(source: ActivationSource, n: int) -> Float[Tensor, "n d"]:
@@ -207,6 +226,7 @@ def train(
     source: ActivationSource,
     sample: Callable[[int], Float[Tensor, "n d"]],
     progress: bool,
+    division: Division = ALL_HERE,
 ) -> None:
     """Take every state to its job's last step, and finish each job as it gets there.
 
@@ -214,59 +234,74 @@ def train(
     """
     for job, state in training:
         if state.step == job.config.steps:
-            finish(job, state, sample)
-    training = [(job, state) for job, state in training if not job.run.complete]
+            finish(job, state, sample, division)
+    training = [(job, state) for job, state in training if state.step < job.config.steps]
     if not training:
         return
     first = min(state.step for _, state in training)
     last = max(job.config.steps for job, _ in training)
     with tqdm(total=last, initial=first, desc="train", unit="step", disable=not progress) as bar:
-        for step, x in zip(range(first, last), source.batches(first), strict=False):
+        for step, x in zip(range(first, last), division.batches(source, first), strict=False):
             for job, state in training:
                 if state.step == step < job.config.steps:
-                    bar.set_postfix(advance(job, state, x), refresh=False)
+                    bar.set_postfix(advance(job, state, x, division), refresh=False)
                     if state.step == job.config.steps:
-                        finish(job, state, sample)
+                        finish(job, state, sample, division)
             bar.update()
 
 
 def start(
-    job: Job, d_in: int, sample: Callable[[int], Float[Tensor, "n d"]], device: str
+    job: Job,
+    d_in: int,
+    sample: Callable[[int], Float[Tensor, "n d"]],
+    device: str,
+    division: Division = ALL_HERE,
 ) -> TrainState:
     """The state a job begins with: its newest checkpoint's, or a fresh one."""
-    checkpoint = load_checkpoint(job.run.path)
-    state = (
-        fresh_state(job.config, sample(job.config.init_rows), device)
-        if checkpoint is None
-        else restored_state(job.config, d_in, *checkpoint, device)
-    )
-    cut_metrics(job.run.path / METRICS, state.step)
+    own = division.latents(job.config.d_sae)
+    config = replace(job.config, d_sae=len(own))
+    checkpoint = load_checkpoint(job.run.path, latents=own, ranks=division.ranks)
+    if checkpoint is None:
+        state = fresh_state(config, sample(config.init_rows), device)
+        division.begin(state.sae, state.generator)
+    else:
+        state = restored_state(config, d_in, *checkpoint, device)
+    if division.ranks.is_first:
+        cut_metrics(job.run.path / METRICS, state.step)
     return state
 
 
-def advance(job: Job, state: TrainState, x: Float[Tensor, "b d"]) -> dict[str, str]:
+def advance(
+    job: Job, state: TrainState, x: Float[Tensor, "b d"], division: Division = ALL_HERE
+) -> dict[str, str]:
     """One step of one job, with what is logged and kept of it; returns numbers for the bar."""
-    began = time.perf_counter()
-    metrics = train_step(state, x, job.config)
+    began, before = time.perf_counter(), state.tokens
+    metrics = train_step(state, x, job.config, division)
     spent = time.perf_counter() - began
     state.seconds += spent
-    timing = {"tokens_per_s": len(x) / spent, "seconds": state.seconds}
+    timing = {"tokens_per_s": (state.tokens - before) / spent, "seconds": state.seconds}
     done = state.step == job.config.steps
-    if is_logged(job.config, state.step):
+    if division.ranks.is_first and is_logged(job.config, state.step):
         append_metrics(job.run.path / METRICS, metrics | timing)
-    if done or state.step % job.config.checkpoint_every == 0:
-        save_checkpoint(job.run.path, state.step, *state_contents(state))
+    if division.writes and (done or state.step % job.config.checkpoint_every == 0):
+        save_checkpoint(job.run.path, state.step, *state_contents(state), division.holders)
     shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "fvu", "l0", "dead_share")}
     return shown | {"tokens/s": f"{timing['tokens_per_s']:,.0f}"}
 
 
-def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) -> MetricsRow:
-    """Train on one batch; returns its metrics. Raises `Failure` where the loss is not finite."""
+def train_step(
+    state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig, division: Division = ALL_HERE
+) -> MetricsRow:
+    """Train on one batch; returns its metrics. Raises `Failure` where the loss is not finite.
+
+    `x` is what `division` gives this rank of the batch.
+    """
     sae, optimizer = state.sae, state.optimizer
+    n_rows = division.n_rows(x)
     x = x.to(sae.W_dec.device)
     is_dead = state.silent_tokens >= config.dead_after_tokens
     dead = is_dead.nonzero().squeeze(1) if config.auxk_alpha else is_dead.new_zeros(0).long()
-    output = training_forward(
+    output = division.forward(
         sae,
         x * state.scale,
         dead=dead,
@@ -274,38 +309,43 @@ def train_step(state: TrainState, x: Float[Tensor, "b d"], config: TrainConfig) 
         encoder_dtype=ENCODER_DTYPES[config.encoder_dtype],
         progress=state.step / config.steps,
     )
-    loss = training_loss(
-        output, config.activation, variance=state.loss_variance, auxk_alpha=config.auxk_alpha
+    loss = division.loss(
+        output,
+        config.activation,
+        variance=state.loss_variance,
+        auxk_alpha=config.auxk_alpha,
+        n_rows=n_rows,
     )
-    if not loss.is_finite():
+    terms = division.totals(loss.metrics())
+    if not math.isfinite(terms["loss"]):
         raise Failure(
-            f"the loss is {float(loss.total.detach())} at step {state.step + 1}; train with a "
-            f"lower lr (it is {config.lr}) or a longer warmup, and look for outliers in the "
-            "activations."
+            f"the loss is {terms['loss']} at step {state.step + 1}; train with a lower lr (it is "
+            f"{config.lr}) or a longer warmup, and look for outliers in the activations."
         )
     lr = set_lr(optimizer, config, state.step)
     sae.zero_grad(set_to_none=True)
     loss.total.backward()
+    share_gradients(state)
+    division.exchange_gradients(state.parameters)
     if not sae.config.tied:
         project_decoder_gradient(sae)
-    share_gradients(state)
     optimizer.step()
     if not sae.config.tied:
         normalise_decoder(sae)
     follow_threshold(sae, output, first=state.step == 0)
-    count_silence(state.silent_tokens, output)
+    count_silence(state.silent_tokens, output.fired, n_rows)
     state.step += 1
-    logged = is_logged(config, state.step)
-    state.tokens += len(x)
+    state.tokens += n_rows
+    means = {"fvu": raw_error(state, x, output) / state.variance, "l0": output.l0}
+    if is_logged(config, state.step):
+        means["code_over_input"] = code_over_input(state, output, division)
     return {
         "step": state.step,
         "tokens": state.tokens,
-        **loss.metrics(),
-        "fvu": raw_error(state, x, output) / state.variance,
-        "l0": output.l0,
-        "dead_share": float(is_dead.float().mean()),
+        **terms,
+        **division.averaged(means, len(x) / n_rows),
+        "dead_share": division.dead_share(is_dead),
         "lr": lr,
-        **({"code_over_input": code_over_input(state, output)} if logged else {}),
     }
 
 
@@ -325,10 +365,10 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> 
 
 
 @torch.no_grad()
-def count_silence(silent_tokens: Int[Tensor, " s"], output: TrainingOutput) -> None:
-    """Add the batch to every latent's silence, and end that of the latents that fired in it."""
-    silent_tokens += len(output.target)
-    silent_tokens[output.fired] = 0
+def count_silence(silent_tokens: Int[Tensor, " s"], fired: Bool[Tensor, " s"], n_rows: int) -> None:
+    """Add a batch to every latent's silence, and end that of the latents that fired in it."""
+    silent_tokens += n_rows
+    silent_tokens[fired] = 0
 
 
 @torch.no_grad()
@@ -344,10 +384,10 @@ def follow_threshold(sae: SparseAutoencoder, output: TrainingOutput, *, first: b
 
 
 @torch.no_grad()
-def code_over_input(state: TrainState, output: TrainingOutput) -> float:
-    """Mean of ||f|| / ||x - b_dec|| over the batch: above 1 is over-, below 1 under-activation."""
+def code_over_input(state: TrainState, output: TrainingOutput, division: Division) -> float:
+    """Mean of ||f|| / ||x - b_dec|| over own rows: above 1 is over-, below 1 under-activation."""
     norms = torch.linalg.vector_norm(state.sae.W_dec, dim=1)
-    codes = afa.code_norms(output.values, output.entries, norms)
+    codes = division.code_norms(afa.code_norms(output.values, output.entries, norms))
     inputs = afa.approximate_norms(output.target, state.sae.b_dec).clamp_min(afa.TINY)
     return float((codes / inputs).mean())
 
@@ -462,16 +502,12 @@ def restored_state(
             f"the checkpoint is of an SAE for activations of width {found} and the source has "
             f"width {d_in}; train on the source it was started on."
         )
-    sae = make_sae(config, d_in).to(device)
-    parameters = optimised_parameters(sae)
+    sae, parameters = restored_sae(config, d_in, tensors, device)
     optimizer = make_optimizer(parameters, config)
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[f"parameter.{name}"])
         optimizer.state[parameter] = {
             moment: tensors[f"{moment}.{name}"].clone().to(device) for moment in MOMENTS
         }
-    for name, buffer in sae.named_buffers():
-        buffer.copy_(tensors[f"buffer.{name}"])
     generator = torch.Generator()
     generator.set_state(tensors["generator"])
     return TrainState(
@@ -489,15 +525,50 @@ def restored_state(
     )
 
 
-def finish(job: Job, state: TrainState, sample: Callable[[int], Float[Tensor, "n d"]]) -> None:
-    """Fold the scale into the SAE, write its folder and the manifest."""
-    sae = state.sae
-    device = str(sae.W_dec.device)
-    sae.cpu()
+@torch.no_grad()
+def restored_sae(
+    config: TrainConfig, d_in: int, tensors: Mapping[str, Tensor], device: str
+) -> tuple[SparseAutoencoder, dict[str, Tensor]]:
+    """The SAE that a checkpoint holds, and its parameters as the optimiser sees them."""
+    sae = make_sae(config, d_in).to(device)
+    parameters = optimised_parameters(sae)
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"parameter.{name}"])
+    for name, buffer in sae.named_buffers():
+        buffer.copy_(tensors[f"buffer.{name}"])
+    return sae, parameters
+
+
+def whole_sae(job: Job, state: TrainState) -> SparseAutoencoder:
+    """The SAE of a job at its last step, on the CPU; from its checkpoint where a part is here."""
+    if state.sae.config.d_sae == job.config.d_sae:
+        return state.sae.cpu()
+    kept = ("parameter.", "buffer.")
+    checkpoint = load_checkpoint(job.run.path, wanted=lambda name: name.startswith(kept))
+    if checkpoint is None or checkpoint[1]["step"] != state.step:
+        raise Failure(
+            f"the checkpoint of step {state.step} in {job.run.path} cannot be read; run the same "
+            "command again."
+        )
+    return restored_sae(job.config, state.sae.config.d_in, checkpoint[0], "cpu")[0]
+
+
+def finish(
+    job: Job,
+    state: TrainState,
+    sample: Callable[[int], Float[Tensor, "n d"]],
+    division: Division = ALL_HERE,
+) -> None:
+    """Fold the scale into the SAE, write its folder and the manifest; the first rank does."""
+    golden_x = sample(GOLDEN_ROWS)
+    if not division.ranks.is_first:
+        return
+    device = str(state.sae.W_dec.device)
+    sae = whole_sae(job, state)
     if not sae.config.tied:
         normalise_decoder(sae)
     fold_scale(sae, state.scale)
-    save_sae(sae, job.run.path, metadata=job.metadata, golden_x=sample(GOLDEN_ROWS))
+    save_sae(sae, job.run.path, metadata=job.metadata, golden_x=golden_x)
     last = read_metrics(job.run.path / METRICS)[-1]
     kept = ("tokens", "loss", "fvu", "l0", "dead_share", "seconds")
     shape = {

@@ -11,11 +11,13 @@
 6. AuxK: what the strongest dead latents make of the same input.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saes import afa, kernels
+from saes import afa, kernels, selection
 from saes.activations import Gated, JumpRelu, Matryoshka, Relu, TopAfa, TopK
 from saes.models import SparseAutoencoder
 from saes.types import Chosen, Entries, TrainingOutput
@@ -29,6 +31,7 @@ def training_forward(
     k_aux: int,
     encoder_dtype: torch.dtype = torch.float32,
     progress: float = 1.0,
+    make_pool: Callable[[int], selection.Pool] = selection.Pool,
 ) -> TrainingOutput:
     """One forward pass over a batch; raises as `SparseAutoencoder.encode` does.
 
@@ -39,6 +42,7 @@ def training_forward(
         k_aux: how many of them a row uses at most.
         encoder_dtype: precision of the dense product that chooses latents.
         progress: share of the training that is done.
+        make_pool: see `SparseAutoencoder.choose`.
     """
     rows = sae.training_input(x)
     chosen, chosen_dead = sae.choose(
@@ -48,6 +52,7 @@ def training_forward(
         dead=dead,
         k_dead=min(k_aux, len(dead)),
         dtype=encoder_dtype,
+        make_pool=make_pool,
     )
     pre, pre_dead = _pre_activations(sae, rows, chosen, chosen_dead)
     values = sae.activated(pre, chosen)

@@ -16,6 +16,7 @@ from probe.corpora import token_batches
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
 from probe.loader import ActivationSource, StoreReader, StreamSource, repeat_usual
+from probe.ranks import Ranks
 from probe.runs import Run
 from probe.sites import parse_site
 from probe.store import ActivationStore, StoreConfig
@@ -119,6 +120,27 @@ def test_restart_at_any_batch_is_exact(tmp_path, buffer_rows):
     for start in range(50):
         for found, expected in zip(take(reader, start, 3), reference[start:], strict=False):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 100, 10**6])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_ranks_rows_make_up_every_batch(tmp_path, monkeypatch, size, buffer_rows):
+    store, gathered, plain = made_store(tmp_path, [300, 170, 43]), [], StoreReader._gather
+
+    def counting(self, rows, buffer):
+        gathered.append(len(rows))
+        return plain(self, rows, buffer)
+
+    monkeypatch.setattr(StoreReader, "_gather", counting)
+    reader = StoreReader(store, SITE, 32, 1, buffer_rows)
+    parts = []
+    for rank in range(size):
+        gathered.clear()
+        own = reader.own_batches(5, Ranks(rank=rank, size=size))
+        parts.append(list(itertools.islice(own, 40)))  # 16 batches an epoch
+        assert max(gathered) <= -(-32 // size) * max(1, min(16, buffer_rows // 32))
+    for batch, *found in zip(take(reader, 5, 40), *parts, strict=True):
+        assert torch.equal(torch.cat(found), batch)
 
 
 def test_restart_reads_nothing_of_what_is_before(tmp_path, monkeypatch):

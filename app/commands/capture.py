@@ -13,6 +13,7 @@ from probe.capture import capturing, site_width
 from probe.corpora import corpus_checksum, corpus_name, read_documents, token_batches
 from probe.language import LanguageModel
 from probe.models import Dtype, load_model, model_name, weights_checksum
+from probe.ranks import Ranks, create_run, joined
 from probe.runs import Run
 from probe.sites import expand_sites, parse_site
 from probe.store import StoreConfig
@@ -24,6 +25,8 @@ class Command:
     """Run a model over a corpus and keep the activations of some sites, several in one pass.
 
     Example: lorgnette capture smollm2 builtin --sites resid_post.12 mlp_out.12 --tokens 200000
+
+    In several processes: torchrun --nproc-per-node 8 --no-python lorgnette capture ...
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -55,7 +58,14 @@ class Command:
 
 
 def run(command: Command) -> Path | None:
-    """Capture, or say what a capture would take; gives the store's folder."""
+    """Capture, or say what a capture would take; gives the store's folder, to the first rank."""
+    with joined() as ranks:
+        folder = share(command, ranks)
+        return folder if ranks.is_first else None
+
+
+def share(command: Command, ranks: Ranks) -> Path | None:
+    """This rank's share of the command."""
     read_documents(command.corpus)
     model = load_model(
         command.model,
@@ -65,22 +75,24 @@ def run(command: Command) -> Path | None:
     )
     config = store_config(command, model)
     if command.common.dry_run:
-        say(dry_run_plan(config, model))
+        if ranks.is_first:
+            say(dry_run_plan(config, model))
         return None
-    return capture(command, config, model).path
+    return capture(command, config, model, ranks).path
 
 
-def capture(command: Command, config: StoreConfig, model: LanguageModel) -> Run:
+def capture(command: Command, config: StoreConfig, model: LanguageModel, ranks: Ranks) -> Run:
     """Fill the store's run folder, or find it filled."""
     twin = "" if command.random_weights is None else f"-random{command.random_weights}"
     name = f"{model_name(command.model)}{twin}-{corpus_name(command.corpus)}"
-    folder = Run.create(command.common.root / "activations", name, config.run_config())
+    parent = command.common.root / "activations"
+    folder = create_run(ranks, parent, name, config.run_config())
     inputs = {
         "model": weights_checksum(command.model),
         "corpus": corpus_checksum(command.corpus),
     }
     known = {name: checksum for name, checksum in inputs.items() if checksum is not None}
-    return write_store(folder, model, inputs=known).run
+    return write_store(folder, model, inputs=known, progress=ranks.is_first, ranks=ranks).run
 
 
 def store_config(command: Command, model: LanguageModel) -> StoreConfig:

@@ -42,7 +42,7 @@ TITLE = "lorgnette convert would write"
 class Command:
     """Read and write the SAE formats of other projects. What a format cannot hold is said.
 
-    Into a folder of our own, tied to a store so that evaluate, index and the dashboard work on it:
+    Example, into a folder of our own, tied to a store so that evaluate, index and dashboard work:
         lorgnette convert downloads/layers.12 --store artifacts/activations/smollm2-builtin-1a2b3c4d
 
     Out of one:

@@ -16,10 +16,14 @@ from probe.corpora import corpus_checksum, read_documents, token_batches
 from probe.errors import UserError
 from probe.loader import ActivationSource, StoreReader, StreamSource
 from probe.models import Dtype, load_model, model_name, resolve_device, weights_checksum
+from probe.ranks import ALONE, Ranks, create_run, joined
 from probe.runs import Run
 from probe.sites import expand_sites
 from probe.store import ActivationStore
-from saes.activations import NAMES, short_name
+from saes.activations import NAMES, most_active, short_name
+from saes.footprint import footprint
+from saes.replicas import Replicas
+from saes.sharded import Shards
 from saes.split import split_store
 from saes.training import Job, TrainConfig, fit
 
@@ -35,6 +39,8 @@ class Command:
 
     Straight from a model, without a store:
     lorgnette train smollm2 --corpus builtin --site resid_post.12
+
+    In several processes: torchrun --nproc-per-node 8 --no-python lorgnette train ...
     """
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")] = tyro.MISSING
@@ -64,6 +70,8 @@ class Command:
     """With --corpus: seed of fresh random weights, the control twin."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
+    shard_latents: bool = False
+    """With torchrun: spread the latents over the processes, not the rows; for topk."""
     common: Common = field(default_factory=Common)
 
 
@@ -92,28 +100,38 @@ def default(arguments: Sequence[str]) -> Command:
 
 
 def run(command: Command) -> Path | None:
-    """Train, or say what training would take; gives the SAE's folder."""
+    """Train, or say what training would take; gives the SAE's folder, to the first rank."""
     if command.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {command.batch_size}.")
-    training = from_store(command) if command.corpus is None else from_model(command)
+    with joined() as ranks:
+        folder = share(command, ranks)
+        return folder if ranks.is_first else None
+
+
+def share(command: Command, ranks: Ranks) -> Path | None:
+    """This rank's share of the command."""
+    training = from_store(command) if command.corpus is None else from_model(command, ranks)
     if command.common.dry_run:
-        say(dry_run_plan(command, training.source))
+        if ranks.is_first:
+            say(dry_run_plan(command, training.source, ranks))
         return None
-    return train(command, training).path
+    return train(command, training, ranks).path
 
 
-def train(command: Command, training: Training) -> Run:
+def train(command: Command, training: Training, ranks: Ranks = ALONE) -> Run:
     """Fill the SAE's run folder, or find it filled."""
     described = training.config["model"]
     twin = "" if described["random_weights"] is None else f"-random{described['random_weights']}"
     site = training.config["site"].replace(":", "_")
     shape = f"{short_name(command.train.activation)}-{command.train.d_sae}"
     name = f"{model_name(described['spec'])}{twin}-{site}-{shape}"
-    folder = Run.create(command.common.root / "saes", name, training.config)
-    if not folder.complete:
+    folder = create_run(ranks, command.common.root / "saes", name, training.config)
+    if not ranks.first_says(folder.complete):
         metadata = sae_metadata_of(training.config, training.corpus, training.context)
         job = Job(run=folder, config=command.train, metadata=metadata, inputs=training.inputs)
-        fit([job], training.source, device=str(resolve_device(command.device)))
+        division = Shards(ranks=ranks) if command.shard_latents else Replicas(ranks=ranks)
+        device = str(resolve_device(command.device))
+        fit([job], training.source, device=device, division=division)
     return folder
 
 
@@ -159,7 +177,7 @@ def only_site(store: ActivationStore, asked: str | None) -> str:
     return store.sites[0]
 
 
-def from_model(command: Command) -> Training:
+def from_model(command: Command, ranks: Ranks) -> Training:
     """Batches captured while training goes on."""
     assert command.corpus is not None
     if command.site is None:
@@ -197,7 +215,13 @@ def from_model(command: Command) -> Training:
     }
     return Training(
         source=StreamSource(
-            model, site, read_tokens, command.batch_size, command.train.seed, command.buffer_rows
+            model,
+            site,
+            read_tokens,
+            command.batch_size,
+            command.train.seed,
+            command.buffer_rows,
+            ranks=ranks,
         ),
         config=sae_config(described, str(site), source, command.train),
         inputs={name: value for name, value in hashes.items() if value is not None},
@@ -214,13 +238,24 @@ def sae_config(
     return {"kind": "sae", "schema": 1} | described | {"train": train_options(train)}
 
 
-def dry_run_plan(command: Command, source: ActivationSource):
+def dry_run_plan(command: Command, source: ActivationSource, ranks: Ranks = ALONE):
     """Shapes, memory, and how far the training goes through the data."""
     config = command.train
     parameters = 2 * config.d_sae * source.d + config.d_sae + source.d
     rows = config.steps * command.batch_size
     epochs = "" if source.n_rows is None else f", {rows / source.n_rows:.2f} epochs"
     flops = 2 * rows * source.d * config.d_sae
+    each = footprint(
+        d=source.d,
+        m=config.d_sae,
+        k=most_active(config.activation) or source.d,
+        b=command.batch_size,
+        ranks=ranks.size,
+        sharded=command.shard_latents,
+        reduced=config.encoder_dtype == "bfloat16",
+    )
+    divided = "latents" if command.shard_latents else "rows of each batch"
+    buffers = 4 * command.buffer_rows * source.d // (1 if command.shard_latents else ranks.size)
     return plan(
         "lorgnette train would make",
         {
@@ -228,8 +263,13 @@ def dry_run_plan(command: Command, source: ActivationSource):
             f"{config.activation}",
             "training": f"{config.steps} steps of {command.batch_size} rows{epochs}",
             "parameters": f"{parameters} ({size(4 * parameters)})",
-            "memory": f"{size(16 * parameters)} for parameters, gradients and Adam, "
-            f"{size(2 * 2 * command.buffer_rows * source.d)} for the shuffled rows",
+            "processes": f"{ranks.size}"
+            + (f", {divided} divided; each exchanges {size(each.exchanged_bytes)} in a step")
+            * (ranks.size > 1),
+            "memory": f"{size(each.state_bytes)} for parameters, gradients and Adam, "
+            f"{size(each.activation_bytes)} for a batch, {size(buffers)} for the shuffled rows"
+            + ", in each process"
+            * (ranks.size > 1),
             "disk": f"{size(4 * parameters)} and two checkpoints of {size(12 * parameters)}",
             "arithmetic": f"{flops / 1e12:.1f} TFLOP in the dense encoder product",
         },
