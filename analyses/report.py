@@ -7,19 +7,25 @@ figures/NAME.json    its figures (plotly), and NAME.png where a Chromium can dra
 """
 
 import logging
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
+import pyarrow as pa
 
-from probe.runs import Run, atomic_path, machine, write_json
+from probe.errors import Failure
+from probe.runs import Run, atomic_path, machine, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 CHROMIUM = Path("/usr/bin/chromium")
 METRICS, TEXT = "metrics.json", "report.md"
+VERDICTS, MEASURED_ON = "## Verdicts", "Measured on:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +108,88 @@ class Report:
         """The report as a person reads it; `drawn` are the figures that have a picture."""
         parts = [f"# {self.title}", self.text.strip()]
         if self.verdicts:
-            parts += ["## Verdicts", "\n".join(verdict.line() for verdict in self.verdicts)]
+            parts += [VERDICTS, "\n".join(verdict.line() for verdict in self.verdicts)]
         for name, table in self.tables.items():
-            parts += [f"## {name.replace('_', ' ').capitalize()}", as_markdown(table)]
-        parts += [f"![{name.replace('_', ' ')}](figures/{name}.png)" for name in drawn]
-        parts.append(f"Measured on: {machine()}.")
+            parts += [heading(name), as_markdown(table)]
+        parts += [picture(name) for name in drawn]
+        parts.append(f"{MEASURED_ON} {machine()}.")
         return "\n\n".join(parts) + "\n"
+
+
+def heading(table: str) -> str:
+    """The line above a table in `report.md`."""
+    return f"## {words(table).capitalize()}"
+
+
+def picture(figure: str) -> str:
+    """The line that shows a figure in `report.md`."""
+    return f"![{words(figure)}](figures/{figure}.png)"
+
+
+def words(name: str) -> str:
+    """The name of a table or figure as words."""
+    return name.replace("_", " ")
+
+
+def read_report(folder: Path) -> Report:
+    """The report in a folder, tables and figures in the order in which `report.md` has them.
+
+    Raises `Failure` where a file is missing or damaged.
+    """
+    verdicts, numbers = _read_metrics(folder / METRICS)
+    text = _read_text(folder / TEXT)
+    tables = _in_order(folder / "tables", ".parquet", heading, text)
+    figures = _in_order(folder / "figures", ".json", picture, text)
+    title, _, rest = text.partition("\n")
+    return Report(
+        title=title.removeprefix("# "),
+        text=_prose(rest, [heading(path.stem) for path in tables]),
+        verdicts=verdicts,
+        numbers=numbers,
+        tables={path.stem: _read_table(path) for path in tables},
+        figures={path.stem: _read_figure(path) for path in figures},
+    )
+
+
+def _read_metrics(path: Path) -> tuple[tuple[Verdict, ...], dict[str, Any]]:
+    measured = read_json(path)
+    try:
+        return tuple(Verdict(**row) for row in measured["verdicts"]), measured["numbers"]
+    except (KeyError, TypeError) as error:
+        raise Failure(f"{path} holds no verdicts ({error}); make the report again.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise Failure(f"{path} cannot be read ({error}); make the report again.") from error
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise Failure(f"{path} is damaged ({error}); make the report again.") from error
+
+
+def _read_figure(path: Path) -> go.Figure:
+    try:
+        return plotly.io.from_json(_read_text(path))
+    except ValueError as error:
+        raise Failure(f"{path} is no figure ({error}); make the report again.") from error
+
+
+def _in_order(folder: Path, suffix: str, line: Callable[[str], str], text: str) -> list[Path]:
+    """Files of a folder in the order of their lines in `text`, those without a line at the end."""
+    places = {path: text.find(line(path.stem)) for path in sorted(folder.glob(f"*{suffix}"))}
+    return sorted(places, key=lambda path: places[path] if places[path] >= 0 else len(text))
+
+
+def _prose(text: str, headings: Sequence[str]) -> str:
+    """What a report says before its verdicts, tables and figures."""
+    ends = [VERDICTS, *headings, "![", MEASURED_ON]
+    return re.split("|".join(f"^{re.escape(end)}" for end in ends), text, flags=re.M)[0].strip()
 
 
 def as_markdown(table: pd.DataFrame) -> str:

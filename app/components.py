@@ -170,6 +170,15 @@ def line_break_toggle(key: str) -> bool:
     return st.toggle("Line breaks", value=False, key=key, help="Break lines where the text does.")
 
 
-def chart(figure: Figure, *, key: str, name: str) -> None:
-    """A figure without the bar of tools above it."""
-    st.plotly_chart(figure, key=key, config={"displayModeBar": False}, alt=name)
+def chart(figure: Figure, *, key: str, name: str, own_colours: bool = False) -> None:
+    """A figure without the bar of tools above it.
+
+    `own_colours` keeps the figure's own ground and text colours, whatever the page's theme.
+    """
+    st.plotly_chart(
+        figure,
+        key=key,
+        config={"displayModeBar": False},
+        alt=name,
+        theme=None if own_colours else "streamlit",
+    )

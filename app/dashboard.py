@@ -12,6 +12,7 @@ PAGES = (
     ("feature", "Feature", "center_focus_strong"),
     ("prompt_lab", "Prompt lab", "edit_note"),
     ("training", "Training", "show_chart"),
+    ("reports", "Reports", "fact_check"),
 )
 
 

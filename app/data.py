@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
+from analyses.report import METRICS, Report, read_report
 from app.views import ExampleGroup, Strip, token_list
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
@@ -142,6 +143,23 @@ def metric_definitions(record: SaeRecord) -> dict[str, str]:
         return {}
     path = record.evaluation.path / "metrics.json"
     return _json(path, stamp(path)).get("definitions", {})
+
+
+def finished_reports() -> dict[str, Run]:
+    """Every report that is complete, the newest first, by `<study>/<folder>`."""
+    complete = [run for run in runs_of("report") if run.complete]
+    newest = sorted(complete, key=lambda run: run.manifest["created"], reverse=True)
+    return {f"{run.path.parent.name}/{run.path.name}": run for run in newest}
+
+
+def report_content(run: Run) -> Report:
+    """What a complete report says. Raises `Failure` where a file of it is damaged."""
+    return _report(run.path, stamp(run.path / METRICS))
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _report(path: Path, changed: float) -> Report:
+    return read_report(path)
 
 
 @st.cache_data(show_spinner=False, max_entries=64)

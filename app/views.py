@@ -44,8 +44,8 @@ __all__ = [
     "RUST_RGB", "STYLE", "ExampleGroup", "Strip", "activation_figure", "bars_html",
     "comparison_html",
     "density_figure", "escaped", "facts_html", "groups_html", "legend_html", "markdown",
-    "next_commands", "number", "percent", "pill", "provenance_facts", "sae_size", "scale_html",
-    "short", "spaced", "strip_html", "table_html", "token_list", "tokens_table_html",
+    "next_commands", "number", "numbers_html", "percent", "pill", "provenance_facts", "sae_size",
+    "scale_html", "short", "spaced", "strip_html", "table_html", "token_list", "tokens_table_html",
     "training_figure", "training_row",
 ]  # fmt: skip
 
@@ -224,6 +224,16 @@ def table_html(frame: pd.DataFrame, *, words: Collection[str] = ()) -> str:
         for row in frame.itertuples(index=False)
     )
     return f'<table class="lg-table"><tr>{head}</tr>{body}</table>'
+
+
+def numbers_html(frame: pd.DataFrame) -> str:
+    """A small table of plain values as a person would write them; columns of texts to the left."""
+    rows = [
+        {name: DASH if value is None else fact(value) for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    return table_html(pd.DataFrame(rows, columns=frame.columns), words=texts)
 
 
 def training_row(name: str, table: pd.DataFrame, *, complete: bool) -> dict[str, str]:

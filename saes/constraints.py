@@ -5,7 +5,9 @@ Initialisation (Gao et al. 2024, 2406.04093, appendix A.1): rows of `W_dec` rand
 rescales `W_enc` so that reconstructions of unit vectors have unit norm, noting no clear benefit. It
 is left out: after 400 steps on SmolLM2-135M (layer 12, 4608 latents, lr 1e-3) FVU was 0.203 with it
 and 0.187 without. The k-sparse autoencoder begins with weights of deviation 0.01 and biases of 0
-(Makhzani and Frey 2013, their code).
+(Makhzani and Frey 2013, their code). So does `b_dec` under top-AFA's `paper_code` begin at 0: the
+authors' loss wants |f| = |x| and their selection |f| = |x - b_dec|, and where the two begin far
+apart, as they do in a residual stream with a large mean, all codes collapse to one latent.
 
 Decoder rows keep unit norm, but for tied weights. Before a step the gradient loses its component
 along each row (`project_decoder_gradient`), after it the rows are normalised (`normalise_decoder`).
@@ -18,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from saes.activations import JumpRelu
+from saes.activations import JumpRelu, TopAfa
 from saes.models import SparseAutoencoder
 
 ROWS_AT_ONCE = 512
@@ -41,7 +43,8 @@ def initialise(
         return
     sae.W_dec.copy_(functional.normalize(directions, dim=1))
     sae.W_enc.copy_(sae.W_dec.T)
-    sae.b_dec.copy_(geometric_median(rows))
+    if not (isinstance(sae.config.activation, TopAfa) and sae.config.activation.paper_code):
+        sae.b_dec.copy_(geometric_median(rows))
     if isinstance(sae.config.activation, JumpRelu):
         sae.log_threshold.fill_(math.log(sae.config.activation.start))
 

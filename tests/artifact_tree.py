@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
+from analyses import report
+from analyses.plots import Axis, bars
+from analyses.report import Report, Verdict
+from analyses.statistics import Estimate
 from app.commands import capture, evaluate, index, train
 from app.commands.options import Common
 from probe.runs import Run, sha256_file
@@ -71,6 +77,32 @@ def make_tree(folder: Path) -> Tree:
     evaluate.run(evaluate.Command(sae=sae, evaluate=few, device="cpu", common=common))
     index.run(index.Command(sae=sae, index=IndexConfig(top=8), device="cpu", common=common))
     return Tree(root=root, sae=Run.open(sae), unfinished=make_unfinished(Run.open(sae)))
+
+
+def make_report(root: Path) -> Run:
+    """A report with a claim that holds and one that does not, a figure and a table."""
+    ours = Estimate(value=4.5, low=4.0, high=5.0, n=3)
+    figure = bars({"ours <b>": ours}, title="Errors by method", x=Axis(title="Error (%)"))
+    shown = Verdict(
+        claim="Ours is <b>better</b>.", statistic="difference", value=2.5, low=1.5, high=3.5,
+        holds=True,
+    )  # fmt: skip
+    other = Verdict(
+        claim="It is faster.", statistic="ratio", value=0.5, low=None, high=None, holds=False
+    )
+    made = Report(
+        title="A toy study",
+        text="What was done, in **two** words.",
+        verdicts=(shown, other),
+        numbers={"error": 4.5},
+        tables={"by_method": pd.DataFrame({"method": ["<b>ours"], "error (%)": [4.5]})},
+        figures={"errors_by_method": figure},
+    )
+    run = Run.create(root / "reports" / "toy", "study", {"kind": "report"})
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(report, "CHROMIUM", root / "none")  # a picture takes seconds
+        made.write(run, inputs={}, seeds={})
+    return run
 
 
 def make_model(folder: Path) -> Path:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from saes import afa
-from saes.activations import Relu, TopK
+from saes.activations import Relu, TopAfa, TopK
+from saes.constraints import initialise
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.types import Entries
 
@@ -125,3 +126,15 @@ def test_code_norms_have_gradients_where_nothing_is_active() -> None:
     assert norms.tolist() == pytest.approx([5, 0], abs=1e-5)
     norms.sum().backward()
     assert values.grad is not None and values.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_authors_conventions_begin_where_their_two_norms_agree() -> None:
+    sample = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) + 5.0
+    begun = {}
+    for paper_code in (True, False):
+        activation = TopAfa(paper_code=paper_code)
+        sae = SparseAutoencoder(SaeConfig(d_in=6, d_sae=12, activation=activation))
+        initialise(sae, sample, torch.Generator().manual_seed(0))
+        begun[paper_code] = sae.b_dec.detach()
+    assert not begun[True].any()
+    torch.testing.assert_close(begun[False], torch.full((6,), 5.0), atol=0.6, rtol=0)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from artifact_tree import Tree, make_tree, make_wide_tree
+from artifact_tree import Tree, make_report, make_tree, make_wide_tree
 from browsing import ARGUMENTS, CHROMIUM, click_row, serving
 
 WIDTH = 18_432
@@ -49,7 +49,9 @@ def is_local(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Tree:
-    return make_tree(tmp_path_factory.mktemp("browser"))
+    made = make_tree(tmp_path_factory.mktemp("browser"))
+    make_report(made.root)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,14 @@ def test_main_path(page, address, tree):
     go(page, "Training")
     expect(page.get_by_text("Training loss").first).to_be_visible()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
+
+    go(page, "Reports")
+    expect(page.get_by_role("heading", name="A toy study")).to_be_visible()
+    expect(page.get_by_text("Ours is <b>better</b>.", exact=True)).to_be_visible()
+    expect(page.get_by_text("difference 2.5 [1.5, 3.5]")).to_be_visible()
+    expect(page.locator(".js-plotly-plot .gtitle")).to_have_text("Errors by method")
+    page.get_by_text("Table: by method").click()
+    expect(page.get_by_role("cell", name="<b>ours")).to_be_visible()
     no_trouble(page)
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from app.cli import COMMANDS, dispatch
 from probe.runs import Run, find_runs
 from probe.toy import tiny_llama
+from saes.activations import NAMES, Activation
+from saes.folder import load_sae
 
 TEXT = "The quick brown fox jumps over the lazy dog, again and again. "
 SMALL_TRAIN = ("--d-sae", "64", "--k", "4", "--steps", "6", "--batch-size", "64")
@@ -152,6 +155,42 @@ def test_training_straight_from_a_model(place, capsys):
     assert run.complete and "store" not in run.config["source"]
     status, _, err = said(capsys, "index", out.strip(), "--root", str(place / "streamed"))
     assert status == 2 and "was trained on a stream" in err
+
+
+ACTIVATION_OPTIONS = {
+    "topk": ("--k", "4", "--multi"),
+    "batch_topk": ("--k", "4"),
+    "matryoshka": ("--k", "4", "--prefixes", "8", "16"),
+    "top_afa": ("--afa", "0.1"),
+    "jump_relu": ("--l0", "0.01"),
+    "gated": ("--l1", "0.01"),
+    "relu": ("--l1", "0.01"),
+    "k_sparse": ("--k", "4", "--alpha", "2"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_activation_by_name(name, made, place, capsys):
+    status, out, err = said(
+        capsys, "train", made["store"], "--site", "resid_post.0", "--activation", name,
+        *ACTIVATION_OPTIONS[name], "--d-sae", "32", "--steps", "3", "--batch-size", "64",
+        "--root", str(place / "artifacts"),
+    )  # fmt: skip
+    assert status == 0, err
+    run = Run.open(Path(out.strip()))
+    assert run.complete and run.config["train"]["activation"]["name"] == name
+    assert load_sae(run.path).config.activation == activation_of(name)
+
+
+def activation_of(name: str) -> Activation:
+    """What the options above ask for."""
+    activation = NAMES[name]()
+    asked = {
+        "topk": {"k": 4, "multi": True}, "batch_topk": {"k": 4}, "top_afa": {"afa": 0.1},
+        "matryoshka": {"k": 4, "prefixes": (8, 16)}, "jump_relu": {"l0": 0.01},
+        "gated": {"l1": 0.01}, "relu": {"l1": 0.01}, "k_sparse": {"k": 4, "alpha": 2.0},
+    }  # fmt: skip
+    return replace(activation, **asked[name])
 
 
 def free_port() -> int:

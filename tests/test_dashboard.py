@@ -1,20 +1,23 @@
 """Every page of the dashboard, with something to show and with nothing."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from artifact_tree import D_SAE, Tree, make_tree
+from artifact_tree import D_SAE, Tree, make_report, make_tree
 from streamlit.testing.v1 import AppTest
 
 ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
-PAGES = ("overview", "features", "feature", "prompt_lab", "training")
+PAGES = ("overview", "features", "feature", "prompt_lab", "training", "reports")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Tree:
-    return make_tree(tmp_path_factory.mktemp("dashboard"))
+    made = make_tree(tmp_path_factory.mktemp("dashboard"))
+    make_report(made.root)
+    return made
 
 
 @pytest.fixture
@@ -55,6 +58,13 @@ def test_filled_root_shows_the_page_without_trouble(at_root, tree, page):
     app = at_root(tree.root, page)
     assert not app.exception and not app.error and not app.warning
     assert app.title[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_have_no_bare_strings_that_streamlit_would_show(page):
+    body = ast.parse((ENTRY.parent / "pages" / f"{page}.py").read_text()).body
+    bare = [node.lineno for node in body[1:] if isinstance(node, ast.Expr)]
+    assert not bare, f"{page}.py, lines {bare}: Streamlit prints it on the page; use a comment"
 
 
 def test_overview_lists_runs_with_controls_and_next_steps(at_root, tree):
@@ -184,6 +194,47 @@ def test_training_draws_finished_and_running_saes(at_root, tree):
     app.get_by_key("training_axis").set_value("seconds").run()
     app.get_by_key("log_y").set_value(True).run()
     assert not app.exception
+
+
+def test_reports_show_claims_numbers_figures_and_tables(at_root, tree):
+    app = at_root(tree.root, "reports")
+    (name,) = app.selectbox[0].options
+    assert name.startswith("A toy study  (toy/study-")
+    text = words(app)
+    assert "A toy study" in text and "What was done, in **two** words." in text
+    badges = [element.value for element in app.markdown if "-badge[" in element.value]
+    assert ["green" in badge and "holds" in badge for badge in badges] == [True, False]
+    assert "orange" in badges[1] and "does not show" in badges[1]
+    assert "Ours is &lt;b&gt;better" in text and "difference 2.5 [1.5, 3.5]" in text
+    assert "&lt;b&gt;ours" in text and "4.5" in text
+    (figure,) = app.get("plotly_chart")
+    assert "Errors by method" in figure.proto.spec
+
+
+def test_reports_restore_their_address_and_say_where_it_is_wrong(at_root, tree, tmp_path):
+    root = tmp_path / "two"
+    shutil.copytree(tree.root / "reports", root / "reports")
+    newer = next(root.glob("reports/toy/study-*"))
+    older = newer.with_name("older-00000000")
+    shutil.copytree(newer, older)
+    manifest = json.loads((older / "manifest.json").read_text())
+    (older / "manifest.json").write_text(json.dumps(manifest | {"created": "2020-01-01T00:00"}))
+    assert at_root(root, "reports").selectbox[0].value == f"toy/{newer.name}"
+    assert at_root(root, "reports", report="toy/older-00000000").selectbox[0].value == (
+        "toy/older-00000000"
+    )
+    wrong = at_root(root, "reports", report="toy/nobody")
+    assert "no finished report 'toy/nobody'" in wrong.warning[0].value
+    assert wrong.subheader[0].value == "A toy study"
+
+
+def test_a_damaged_report_is_told_in_a_sentence(at_root, tree, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(tree.root / "reports", root / "reports")
+    next(root.glob("reports/toy/*/tables/*.parquet")).write_bytes(b"PAR1 and no more")
+    app = at_root(root, "reports")
+    assert not app.exception
+    assert "make the report again" in app.error[0].value
 
 
 def test_a_damaged_index_is_told_in_a_sentence(at_root, tree, tmp_path):
