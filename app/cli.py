@@ -1,9 +1,9 @@
 """The one command, `lorgnette`: a table of subcommands, each a module of `app.commands`.
 
 A subcommand's module has a frozen dataclass `Command`, whose fields are the options, and a function
-`run(command)` that gives the folder it wrote, or None. Only the module that is asked for is
-imported, so `lorgnette --help` answers at once. Progress and messages go to stderr; the last line
-on stdout is the folder, so commands compose.
+`run(command)` that gives the folder it wrote, a list of several, or None. Only the module that is
+asked for is imported, so `lorgnette --help` answers at once. Progress and messages go to stderr;
+the folder is the last line on stdout (of several, each has a line), so commands compose.
 
 Exit status: 0 done, 1 the work failed, 2 the person's mistake, 130 stopped from the keyboard.
 """
@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "the main job on a small scale: capture, train, evaluate, index, then the dashboard",
     "capture": "run a model over a corpus and keep the activations of some sites",
     "train": "train a sparse autoencoder on a store, or straight from a model",
+    "sweep": "train many at once: activations, seeds and sites on one stream",
     "evaluate": "how well an SAE does its job, beside PCA, random and untrained controls",
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
     "analyse": "run a study and write its report",
@@ -120,9 +121,10 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
             tyro.conf.AvoidSubcommands,
         ),
     )
-    folder = module.run(command)
-    if folder is not None:
-        sys.stdout.write(f"{folder}\n")
+    made = module.run(command)
+    for folder in made if isinstance(made, list) else [made]:
+        if folder is not None:
+            sys.stdout.write(f"{folder}\n")
     return 0
 
 

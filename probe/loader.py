@@ -21,7 +21,7 @@ all rows to all.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
@@ -221,12 +221,15 @@ class StreamSource:
     neighbouring sequences. Memory: one buffer in float32. A row of outlier norm, which a store
     would leave out, gives its place to the usual row before it: rows stay countable from tokens
     alone.
+
+    Several sites are captured in one pass; a row is then theirs side by side, and `at` gives one
+    site's part, the same numbers as a stream of that site alone.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        site: Site,
+        sites: Site | Sequence[Site],
         read_tokens: Callable[[], Iterable[TokenBatch]],
         batch_size: int,
         seed: int = 0,
@@ -238,7 +241,7 @@ class StreamSource:
 
         Args:
             model: the model.
-            site: where to read it.
+            sites: where to read it.
             read_tokens: gives the corpus's token batches from its start, the same ones each time
                 (`functools.partial(token_batches, corpus, model, ...)`).
             batch_size: rows in a batch.
@@ -248,21 +251,32 @@ class StreamSource:
             ranks: the processes that share the captures; all of them read as one, in step.
         """
         self.model = model
-        self.site = site
+        self.sites = (sites,) if isinstance(sites, Site) else tuple(sites)
         self.batch_size = batch_size
         self.seed = seed
         self._read_tokens = read_tokens
         self._size = _buffer_batches(batch_size, buffer_rows) * batch_size
-        self._d = site_width(model, site)
+        self._widths = [site_width(model, site) for site in self.sites]
+        self._d = sum(self._widths)
         self._max_norm = max_norm
         self._ranks = ranks
+        self._sampled: Tensor | None = None
+        self._stream: Iterator[Tensor] | None = None
+        self._batch: Tensor | None = None
+        self._number = -2  # no batch, nor the one before the first
 
     @functools.cached_property
-    def _limit(self) -> float:
-        """The largest usual norm."""
+    def _limits(self) -> dict[Site, float]:
+        """The largest usual norm of each site."""
         first = next(iter(self._read_tokens()))
-        rows = capture_rows(self.model, first, [self.site], torch.float32)
-        return norm_limits(rows, self._max_norm)[self.site]
+        rows = capture_rows(self.model, first, self.sites, torch.float32)
+        return norm_limits(rows, self._max_norm)
+
+    def at(self, site: Site) -> "SiteOfStream":
+        """One site's part of this stream."""
+        place = self.sites.index(site)
+        start = sum(self._widths[:place])
+        return SiteOfStream(self, slice(start, start + self._widths[place]))
 
     @property
     def d(self) -> int:
@@ -275,10 +289,24 @@ class StreamSource:
         return None
 
     def sample(self, n: int) -> Float[Tensor, "n d"]:
-        """Rows from the corpus's beginning: of the first `max(n, buffer)` rows, `n` at random."""
-        rows = next(self._buffers(0, max(n, self._size)))
-        order = _generator(self.seed, SAMPLE).permutation(len(rows))[:n]
-        return rows.index_select(0, torch.from_numpy(order))
+        """Rows from the corpus's beginning: of the first `max(n, buffer)` rows, `n` at random.
+
+        The newest sample is kept, for the parts of this stream.
+        """
+        if self._sampled is None or len(self._sampled) != n:
+            rows = next(self._buffers(0, max(n, self._size)))
+            order = _generator(self.seed, SAMPLE).permutation(len(rows))[:n]
+            self._sampled = rows.index_select(0, torch.from_numpy(order))
+        return self._sampled
+
+    def batch(self, number: int) -> Float[Tensor, "b d"]:
+        """Batch number `number`; asked for the same one again, or for the next, it goes on."""
+        if number != self._number:
+            if number != self._number + 1 or self._stream is None:
+                self._stream = self.batches(number)
+            self._batch, self._number = next(self._stream), number
+        assert self._batch is not None
+        return self._batch
 
     def batches(self, start: int) -> Iterator[Float[Tensor, "b d"]]:
         """Endless float32 batches from batch number `start` on.
@@ -307,8 +335,9 @@ class StreamSource:
                     filled = 0
 
     def _capture(self, batch: TokenBatch) -> Float[Tensor, "n d"]:
-        rows = capture_rows(self.model, batch, [self.site], torch.float32)[self.site].cpu()
-        return repeat_usual(rows, self._limit)
+        rows = capture_rows(self.model, batch, self.sites, torch.float32)
+        usual = [repeat_usual(rows[site].cpu(), self._limits[site]) for site in self.sites]
+        return torch.cat(usual, dim=1)
 
     def _captured(self, waiting: list[tuple[TokenBatch, int]]) -> Iterator[Float[Tensor, "n d"]]:
         """The rows of at most as many token batches as there are ranks, less the skipped ones."""
@@ -340,6 +369,37 @@ class StreamSource:
                     "give more text or choose a smaller batch."
                 )
             skip %= n_rows
+
+
+class SiteOfStream:
+    """One site of a stream of several.
+
+    Parts of one stream that are read in step share every batch: it is captured once.
+    """
+
+    def __init__(self, stream: StreamSource, columns: slice) -> None:
+        """See `StreamSource.at`."""
+        self.stream = stream
+        self.columns = columns
+
+    @property
+    def d(self) -> int:
+        """Width of a row."""
+        return self.columns.stop - self.columns.start
+
+    @property
+    def n_rows(self) -> None:
+        """Not known before the corpus has been read."""
+        return None
+
+    def sample(self, n: int) -> Float[Tensor, "n d"]:
+        """As the stream's."""
+        return self.stream.sample(n)[:, self.columns].contiguous()
+
+    def batches(self, start: int) -> Iterator[Float[Tensor, "b d"]]:
+        """As the stream's."""
+        for number in itertools.count(start):
+            yield self.stream.batch(number)[:, self.columns].contiguous()
 
 
 class TensorSource:

@@ -73,6 +73,8 @@ Division = Replicas | Shards
 """How several processes share the work."""
 ALL_HERE = Replicas()
 """One process does it all."""
+Sample = Callable[[ActivationSource, int], Float[Tensor, "n d"]]
+"""Gives so many rows of a source; asked twice, it remembers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +192,7 @@ class TrainState:
 
 def fit(
     jobs: Sequence[Job],
-    source: ActivationSource,
+    source: ActivationSource | Sequence[ActivationSource],
     *,
     device: str = "cpu",
     progress: bool = True,
@@ -198,20 +200,25 @@ def fit(
 ) -> list[SparseAutoencoder]:
     """Train every job's SAE on one pass through `source`, write their folders, return the SAEs.
 
-    Complete runs are loaded, incomplete ones resumed. Where several ranks divide the work, each
-    calls this with a source that gives the same batches, and the first one returns the SAEs, the
-    others none. Raises `UserError` where a config does not fit the source or the division,
-    `Failure` where activations or the loss are not finite.
+    Of several sources each job has its own, in the jobs' order; they are read in step, each
+    different one once. Complete runs are loaded, incomplete ones resumed. Where several ranks
+    divide the work, each calls this with a source that gives the same batches, and the first one
+    returns the SAEs, the others none. Raises `UserError` where a config does not fit the source or
+    the division, `Failure` where activations or the loss are not finite.
     """
     ranks = division.ranks
+    sources = source if isinstance(source, Sequence) else [source] * len(jobs)
     with contextlib.ExitStack() as held:
         for job in jobs:
             held.enter_context(ranks.lock(job.run))
             division.check(job.config.d_sae, job.config.activation)
-        sample = functools.cache(functools.partial(sample_rows, source))
-        waiting = [job for job in jobs if not ranks.first_says(job.run.complete)]
-        training = [(job, start(job, source.d, sample, device, division)) for job in waiting]
-        train(training, source, sample, progress and ranks.is_first, division)
+        sample = functools.cache(sample_rows)
+        training = [
+            (job, own, start(job, own, sample, device, division))
+            for job, own in zip(jobs, sources, strict=True)
+            if not ranks.first_says(job.run.complete)
+        ]
+        train(training, sample, progress and ranks.is_first, division)
         ranks.wait()
     return [load_sae(job.run.path) for job in jobs if ranks.is_first]
 
@@ -222,38 +229,41 @@ def sample_rows(source: ActivationSource, n: int) -> Float[Tensor, "n d"]:
 
 
 def train(
-    training: Sequence[tuple[Job, TrainState]],
-    source: ActivationSource,
-    sample: Callable[[int], Float[Tensor, "n d"]],
+    training: Sequence[tuple[Job, ActivationSource, TrainState]],
+    sample: Sample,
     progress: bool,
     division: Division = ALL_HERE,
 ) -> None:
     """Take every state to its job's last step, and finish each job as it gets there.
 
-    The stream starts where the job that is furthest behind stands; the others wait for it.
+    The sources start where the job that is furthest behind stands; the others wait for it.
     """
-    for job, state in training:
+    for job, source, state in training:
         if state.step == job.config.steps:
-            finish(job, state, sample, division)
-    training = [(job, state) for job, state in training if state.step < job.config.steps]
+            finish(job, source, state, sample, division)
+    training = [each for each in training if each[2].step < each[0].config.steps]
     if not training:
         return
-    first = min(state.step for _, state in training)
-    last = max(job.config.steps for job, _ in training)
+    first = min(state.step for _, _, state in training)
+    last = max(job.config.steps for job, _, _ in training)
+    sources = {id(source): source for _, source, _ in training}
+    streams = {key: division.batches(source, first) for key, source in sources.items()}
     with tqdm(total=last, initial=first, desc="train", unit="step", disable=not progress) as bar:
-        for step, x in zip(range(first, last), division.batches(source, first), strict=False):
-            for job, state in training:
+        for step in range(first, last):
+            batches = {key: next(stream) for key, stream in streams.items()}
+            for job, source, state in training:
                 if state.step == step < job.config.steps:
+                    x = batches[id(source)]
                     bar.set_postfix(advance(job, state, x, division), refresh=False)
                     if state.step == job.config.steps:
-                        finish(job, state, sample, division)
+                        finish(job, source, state, sample, division)
             bar.update()
 
 
 def start(
     job: Job,
-    d_in: int,
-    sample: Callable[[int], Float[Tensor, "n d"]],
+    source: ActivationSource,
+    sample: Sample,
     device: str,
     division: Division = ALL_HERE,
 ) -> TrainState:
@@ -262,10 +272,10 @@ def start(
     config = replace(job.config, d_sae=len(own))
     checkpoint = load_checkpoint(job.run.path, latents=own, ranks=division.ranks)
     if checkpoint is None:
-        state = fresh_state(config, sample(config.init_rows), device)
+        state = fresh_state(config, sample(source, config.init_rows), device)
         division.begin(state.sae, state.generator)
     else:
-        state = restored_state(config, d_in, *checkpoint, device)
+        state = restored_state(config, source.d, *checkpoint, device)
     if division.ranks.is_first:
         cut_metrics(job.run.path / METRICS, state.step)
     return state
@@ -432,14 +442,17 @@ def fresh_state(config: TrainConfig, sample: Float[Tensor, "n d"], device: str) 
 
 def make_sae(config: TrainConfig, d_in: int) -> SparseAutoencoder:
     """The SAE that `config` trains, all parameters zero."""
-    return SparseAutoencoder(
-        SaeConfig(
-            d_in=d_in,
-            d_sae=config.d_sae,
-            activation=config.activation,
-            normalize="layer_norm" if config.normalize == "layer_norm" else "none",
-            tied=isinstance(config.activation, KSparse),
-        )
+    return SparseAutoencoder(sae_shape(config, d_in))
+
+
+def sae_shape(config: TrainConfig, d_in: int) -> SaeConfig:
+    """What `config` makes of activations of width `d_in`; raises `UserError` where it cannot be."""
+    return SaeConfig(
+        d_in=d_in,
+        d_sae=config.d_sae,
+        activation=config.activation,
+        normalize="layer_norm" if config.normalize == "layer_norm" else "none",
+        tied=isinstance(config.activation, KSparse),
     )
 
 
@@ -555,12 +568,13 @@ def whole_sae(job: Job, state: TrainState) -> SparseAutoencoder:
 
 def finish(
     job: Job,
+    source: ActivationSource,
     state: TrainState,
-    sample: Callable[[int], Float[Tensor, "n d"]],
+    sample: Sample,
     division: Division = ALL_HERE,
 ) -> None:
     """Fold the scale into the SAE, write its folder and the manifest; the first rank does."""
-    golden_x = sample(GOLDEN_ROWS)
+    golden_x = sample(source, GOLDEN_ROWS)
     if not division.ranks.is_first:
         return
     device = str(state.sae.W_dec.device)

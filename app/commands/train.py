@@ -18,14 +18,14 @@ from probe.loader import ActivationSource, StoreReader, StreamSource
 from probe.models import Dtype, load_model, model_name, resolve_device, weights_checksum
 from probe.ranks import ALONE, Ranks, create_run, joined
 from probe.runs import Run
-from probe.sites import expand_sites
+from probe.sites import expand_sites, parse_site
 from probe.store import ActivationStore
 from saes.activations import NAMES, most_active, short_name
 from saes.footprint import footprint
 from saes.replicas import Replicas
 from saes.sharded import Shards
 from saes.split import split_store
-from saes.training import Job, TrainConfig, fit
+from saes.training import Job, TrainConfig, fit, sae_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,8 @@ class Command:
     """Share of the store's sequences, at its end, kept from training for `lorgnette evaluate`."""
     buffer_rows: int = 2**17
     """Rows shuffled together in memory."""
+    order_seed: int | None = None
+    """Decides the order of the rows; None: --seed does."""
     context: int = 128
     """With --corpus: tokens in a sequence."""
     batch_sequences: int = 16
@@ -110,7 +112,10 @@ def run(command: Command) -> Path | None:
 
 def share(command: Command, ranks: Ranks) -> Path | None:
     """This rank's share of the command."""
-    training = from_store(command) if command.corpus is None else from_model(command, ranks)
+    if command.corpus is None:
+        training = from_store(command)
+    else:
+        training = from_model(command, open_stream(command, [needed_site(command)], ranks))
     if command.common.dry_run:
         if ranks.is_first:
             say(dry_run_plan(command, training.source, ranks))
@@ -120,19 +125,33 @@ def share(command: Command, ranks: Ranks) -> Path | None:
 
 def train(command: Command, training: Training, ranks: Ranks = ALONE) -> Run:
     """Fill the SAE's run folder, or find it filled."""
+    job = make_job(command, training, ranks)
+    if not ranks.first_says(job.run.complete):
+        division = Shards(ranks=ranks) if command.shard_latents else Replicas(ranks=ranks)
+        device = str(resolve_device(command.device))
+        fit([job], training.source, device=device, division=division)
+    return job.run
+
+
+def make_job(command: Command, training: Training, ranks: Ranks = ALONE) -> Job:
+    """What trains the SAE, with its run folder, made or found.
+
+    Raises `UserError`, before anything is written, where there can be no such SAE.
+    """
+    sae_shape(command.train, training.source.d)
     described = training.config["model"]
     twin = "" if described["random_weights"] is None else f"-random{described['random_weights']}"
     site = training.config["site"].replace(":", "_")
     shape = f"{short_name(command.train.activation)}-{command.train.d_sae}"
     name = f"{model_name(described['spec'])}{twin}-{site}-{shape}"
     folder = create_run(ranks, command.common.root / "saes", name, training.config)
-    if not ranks.first_says(folder.complete):
-        metadata = sae_metadata_of(training.config, training.corpus, training.context)
-        job = Job(run=folder, config=command.train, metadata=metadata, inputs=training.inputs)
-        division = Shards(ranks=ranks) if command.shard_latents else Replicas(ranks=ranks)
-        device = str(resolve_device(command.device))
-        fit([job], training.source, device=device, division=division)
-    return folder
+    metadata = sae_metadata_of(training.config, training.corpus, training.context)
+    return Job(run=folder, config=command.train, metadata=metadata, inputs=training.inputs)
+
+
+def order_seed(command: Command) -> int:
+    """What decides the order of the rows."""
+    return command.train.seed if command.order_seed is None else command.order_seed
 
 
 def from_store(command: Command) -> Training:
@@ -145,7 +164,7 @@ def from_store(command: Command) -> Training:
         store,
         site,
         command.batch_size,
-        seed=command.train.seed,
+        seed=order_seed(command),
         buffer_rows=command.buffer_rows,
         stop_row=split_store(store, command.held_out_share).training_rows,
     )
@@ -155,6 +174,7 @@ def from_store(command: Command) -> Training:
         "batch_size": command.batch_size,
         "held_out_share": command.held_out_share,
         "buffer_rows": command.buffer_rows,
+        "order_seed": order_seed(command),
     }
     return Training(
         source=reader,
@@ -177,11 +197,16 @@ def only_site(store: ActivationStore, asked: str | None) -> str:
     return store.sites[0]
 
 
-def from_model(command: Command, ranks: Ranks) -> Training:
-    """Batches captured while training goes on."""
-    assert command.corpus is not None
+def needed_site(command: Command) -> str:
+    """The site to train on. Raises `UserError` where none is named."""
     if command.site is None:
         raise UserError("training straight from a model needs a --site, such as resid_post.12.")
+    return command.site
+
+
+def open_stream(command: Command, sites: Sequence[str], ranks: Ranks = ALONE) -> StreamSource:
+    """Batches of some sites (globs are allowed), captured together while training goes on."""
+    assert command.corpus is not None, "a store is no stream"
     read_documents(command.corpus)
     model = load_model(
         command.source,
@@ -189,19 +214,6 @@ def from_model(command: Command, ranks: Ranks) -> Training:
         device=command.device,
         random_weights=command.random_weights,
     )
-    (site,) = expand_sites([command.site], model.sites())
-    source = {
-        "corpus": command.corpus,
-        "context": command.context,
-        "batch_sequences": command.batch_sequences,
-        "batch_size": command.batch_size,
-        "buffer_rows": command.buffer_rows,
-    }
-    described = {
-        "spec": command.source,
-        "random_weights": command.random_weights,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
     read_tokens = functools.partial(
         token_batches,
         command.corpus,
@@ -209,20 +221,40 @@ def from_model(command: Command, ranks: Ranks) -> Training:
         context=command.context,
         batch_sequences=command.batch_sequences,
     )
+    return StreamSource(
+        model,
+        expand_sites(sites, model.sites()),
+        read_tokens,
+        command.batch_size,
+        order_seed(command),
+        command.buffer_rows,
+        ranks=ranks,
+    )
+
+
+def from_model(command: Command, stream: StreamSource) -> Training:
+    """One site of a stream: the one that the command names, or the stream's only one."""
+    assert command.corpus is not None, "a store is no stream"
+    (site,) = stream.sites if len(stream.sites) == 1 else (parse_site(needed_site(command)),)
+    source = {
+        "corpus": command.corpus,
+        "context": command.context,
+        "batch_sequences": command.batch_sequences,
+        "batch_size": command.batch_size,
+        "buffer_rows": command.buffer_rows,
+        "order_seed": order_seed(command),
+    }
+    described = {
+        "spec": command.source,
+        "random_weights": command.random_weights,
+        "dtype": str(stream.model.dtype).removeprefix("torch."),
+    }
     hashes = {
         "model": weights_checksum(command.source),
         "corpus": corpus_checksum(command.corpus),
     }
     return Training(
-        source=StreamSource(
-            model,
-            site,
-            read_tokens,
-            command.batch_size,
-            command.train.seed,
-            command.buffer_rows,
-            ranks=ranks,
-        ),
+        source=stream.at(site),
         config=sae_config(described, str(site), source, command.train),
         inputs={name: value for name, value in hashes.items() if value is not None},
         corpus=command.corpus,
