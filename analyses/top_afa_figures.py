@@ -43,8 +43,10 @@ def fidelity_figure(measured: Measured) -> go.Figure:
             by_setting = [[r for r in results if r.cell.setting == v] for v in values]
             for row, value in ((1, lambda r: r.fact("fvu")), (2, _ce_lost)):
                 _add_curve(figure, by_setting, value, place, row, column, LABELS[family])
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
+    for update, whole in ((figure.update_xaxes, True), (figure.update_yaxes, False)):
+        ticks = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 3)]
+        shown = [tick for tick in ticks if (tick >= 1) == whole]
+        update(type="log", tickvals=shown, ticktext=[f"{tick:g}" for tick in shown])
     figure.update_xaxes(title_text="L0 (log)", row=2)
     return _dressed(figure, "Fidelity against the number of active latents", height=640)
 
@@ -134,7 +136,11 @@ def choice_figure(measured: Measured) -> go.Figure:
     return plots.lines(
         series,
         title=f"What the choice of the setting changes, layer {measured.settings.middle}",
-        x=Axis(title="Setting over the smallest of its grid (log)", log=True),
+        x=Axis(
+            title="Setting over the smallest of its grid (log)",
+            log=True,
+            ticks=tuple(k / measured.settings.ks[0] for k in measured.settings.ks),
+        ),
         y=Axis(title="FVU", from_zero=True),
     )
 

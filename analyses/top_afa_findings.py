@@ -274,7 +274,7 @@ def text(measured: Measured) -> str:
     return f"""
 Sparse autoencoders of {s.d_sae} latents on {s.model} ({s.site}, layers {layers}), reading
 {s.corpus}: TopK and BatchTopK with k in {_listed(s.ks)}, top-AFA (Lee et al. 2025) with lambda in
-{_listed(s.afas)}; {s.seeds} seed(s), each with its own initial weights and order of the rows. All
+{_listed(s.afas)}; seeds: {s.seeds}, each with its own initial weights and order of the rows. All
 SAEs of a layer and a seed see the same {s.steps} batches of {s.batch_size} rows, rows standardised
 one by one as the authors do; matrix products in {s.products}. At layer {s.middle} also: the rows
 merely scaled, the mixed conventions of the authors' code, and a random-weight twin of the model.
@@ -287,8 +287,7 @@ still falling for some (see the figure); it does not speak of where long trainin
 FVU, CE recovered and the rest are of {s.n_rows:,} held-out rows and {s.n_ce_tokens:,} held-out
 tokens, the same for all. "At the same L0" interpolates TopK's log FVU in log L0 between its values
 of k, in the same layer, seed and rows; SAEs outside its range are left out. Intervals are 95 %,
-Student's t over seeds. With {s.seeds} seeds they are wide, and a claim that does not show may still
-be true.
+Student's t over seeds: with so few they are wide, and a claim that does not show may still be true.
 
 `bits` is the authors' description length, L0 (7 + log2 {s.d_sae}). `elbo` is the epsilon-LBO, in
 three readings: {AFA_DEFINITIONS["elbo"]}; `elbo_support`: {AFA_DEFINITIONS["elbo_support"]};

@@ -65,8 +65,10 @@ MetricsRow = dict[str, int | float]
 """One line of `metrics.jsonl`: numbers by name."""
 NORMALIZE = ("none", "scale", "layer_norm")
 ENCODER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-THRESHOLD_RATE = 0.01
-"""Share of the newest batch in the running threshold of batch-wise activations (SAELens)."""
+THRESHOLD_RATE = 0.1
+"""Share of the newest batch in the running threshold of batch-wise activations. SAELens takes 0.01,
+which lags behind codes that shrink: after 200 batches of 512 rows of SmolLM2-135M (layer 12, k =
+64) BatchTopK's L0 by its threshold was 30.8 with 0.01, and is 64.2 with 0.1."""
 GOLDEN_ROWS = 32
 """Rows of the source kept with the SAE to check it on every load."""
 Division = Replicas | Shards
@@ -385,7 +387,7 @@ def count_silence(silent_tokens: Int[Tensor, " s"], fired: Bool[Tensor, " s"], n
 def follow_threshold(sae: SparseAutoencoder, output: TrainingOutput, *, first: bool) -> None:
     """Move the threshold of a batch-wise activation towards the smallest activation kept.
 
-    A running mean, as in SAELens; the first batch sets it.
+    A running mean, which the first batch sets.
     """
     if isinstance(sae.config.activation, BatchTopK | Matryoshka) and output.smallest is not None:
         sae.threshold.lerp_(

@@ -241,9 +241,9 @@ def test_batch_top_k_by_hand() -> None:
         [5, 0, 0], [0, 0, 0]
     ]  # fmt: skip
     follow_threshold(sae, replace(output, smallest=4.0), first=False)
-    assert sae.threshold.tolist() == pytest.approx([3.01] * 3)
+    assert sae.threshold.tolist() == pytest.approx([3.1] * 3)
     follow_threshold(sae, replace(output, smallest=None), first=False)
-    assert sae.threshold.tolist() == pytest.approx([3.01] * 3)
+    assert sae.threshold.tolist() == pytest.approx([3.1] * 3)
 
 
 def test_top_afa_by_hand() -> None:
