@@ -24,14 +24,14 @@ from analyses.top_afa_measured import (
     Settings,
     description_bits,
 )
-from probe.corpora import corpus_checksum, corpus_name, read_documents
+from probe.corpora import read_documents
 from probe.language import LanguageModel
 from probe.loader import StoreReader
-from probe.models import load_model, model_name, weights_checksum
+from probe.models import load_model
 from probe.runs import MANIFEST, Run, read_json, sha256_file, write_json
 from probe.sites import Site, parse_site
 from probe.store import ActivationStore, StoreConfig
-from probe.store_writing import write_store
+from probe.store_writing import capture_store
 from saes.activations import Activation, BatchTopK, TopAfa, TopK
 from saes.afa import summary
 from saes.baselines import Candidate, constant_candidate, sae_candidate
@@ -145,15 +145,7 @@ def capture(
     read_documents(settings.corpus)
     model = load_model(settings.model, device=device, random_weights=random_weights)
     config = store_config(settings, model, random_weights)
-    twin = "" if random_weights is None else f"-random{random_weights}"
-    name = f"{model_name(settings.model)}{twin}-{corpus_name(settings.corpus)}"
-    run = Run.create(root / "activations", name, config.run_config())
-    hashes = {
-        "model": weights_checksum(settings.model),
-        "corpus": corpus_checksum(settings.corpus),
-    }
-    known = {name: checksum for name, checksum in hashes.items() if checksum is not None}
-    return write_store(run, model, inputs=known), model
+    return capture_store(root / "activations", config, model), model
 
 
 def make_place(

@@ -33,10 +33,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probe.capture import site_width
-from probe.corpora import TokenBatch, document_ids, token_batches
+from probe.corpora import (
+    TokenBatch,
+    corpus_checksum,
+    corpus_name,
+    document_ids,
+    token_batches,
+)
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
-from probe.ranks import ALONE, Ranks
+from probe.models import model_name, weights_checksum
+from probe.ranks import ALONE, Ranks, create_run
 from probe.rows import capture_rows, norm_limits, without_outliers
 from probe.runs import Run, atomic_path
 from probe.sites import Site, parse_site
@@ -126,6 +133,27 @@ def estimate_store(config: StoreConfig, widths: Mapping[str, int]) -> StoreEstim
         disk_bytes=sequences * per_sequence + shards * (HEADER_BYTES + sums) + 2 * sums,
         memory_bytes=min(sequences, shard_sequences) * per_sequence,
     )
+
+
+def capture_store(
+    parent: Path,
+    config: StoreConfig,
+    model: LanguageModel,
+    *,
+    progress: bool = True,
+    ranks: Ranks = ALONE,
+) -> "ActivationStore":
+    """The store that a config means, in a folder of `parent` named after model and corpus.
+
+    Made now, gone on with, or found; raises as `write_store` does.
+    """
+    spec, seed = config.model["spec"], config.model["random_weights"]
+    twin = "" if seed is None else f"-random{seed}"
+    name = f"{model_name(spec)}{twin}-{corpus_name(config.corpus)}"
+    run = create_run(ranks, parent, name, config.run_config())
+    hashes = {"model": weights_checksum(spec), "corpus": corpus_checksum(config.corpus)}
+    inputs = {what: checksum for what, checksum in hashes.items() if checksum is not None}
+    return write_store(run, model, inputs=inputs, progress=progress, ranks=ranks)
 
 
 def write_store(

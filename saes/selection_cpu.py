@@ -193,6 +193,16 @@ def top_k(pre: Float[Tensor, "b s"], k: int) -> Codes:
 
 
 @compiled
+def _block_maxima(numbers: np.ndarray, maxima: np.ndarray) -> None:
+    """The largest number of each block."""
+    for block in range(len(maxima)):
+        largest = numbers[block * BLOCK]
+        for i in range(block * BLOCK + 1, min(len(numbers), (block + 1) * BLOCK)):
+            largest = max(largest, numbers[i])
+        maxima[block] = largest
+
+
+@compiled
 def _top_k(
     bits: np.ndarray, values: np.ndarray, indices: np.ndarray, start: int, stop: int
 ) -> None:
@@ -206,11 +216,7 @@ def _top_k(
     maxima = np.empty(n_blocks, bits.dtype)
     found = np.empty(s, np.int64)
     for row in range(start, stop):
-        for block in range(n_blocks):
-            largest = np.int32(0)
-            for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
-                largest = max(largest, bits[row, i])
-            maxima[block] = largest
+        _block_maxima(bits[row], maxima)
         floor = np.int32(1)
         if n_blocks > k:
             floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])
@@ -259,11 +265,7 @@ def _nominees(
     for row in range(start, stop):
         for i in range(s):
             keys[i] = bits[row, i] ^ ((bits[row, i] >> 15) & 0x7FFF)
-        for block in range(n_blocks):
-            largest = np.int16(-32768)
-            for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
-                largest = max(largest, keys[i])
-            maxima[block] = largest
+        _block_maxima(keys, maxima)
         floor = np.int16(0)
         if n_blocks > k:
             floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])

@@ -10,14 +10,14 @@ from tyro.conf import Positional, arg
 
 from app.commands.options import Common, duration, plan, say, size
 from probe.capture import capturing, site_width
-from probe.corpora import corpus_checksum, corpus_name, read_documents, token_batches
+from probe.corpora import read_documents, token_batches
 from probe.language import LanguageModel
-from probe.models import Dtype, load_model, model_name, weights_checksum
-from probe.ranks import Ranks, create_run, joined
+from probe.models import Dtype, load_model
+from probe.ranks import Ranks, joined
 from probe.runs import Run
 from probe.sites import expand_sites, parse_site
 from probe.store import StoreConfig
-from probe.store_writing import estimate_store, write_store
+from probe.store_writing import capture_store, estimate_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +83,8 @@ def share(command: Command, ranks: Ranks) -> Path | None:
 
 def capture(command: Command, config: StoreConfig, model: LanguageModel, ranks: Ranks) -> Run:
     """Fill the store's run folder, or find it filled."""
-    twin = "" if command.random_weights is None else f"-random{command.random_weights}"
-    name = f"{model_name(command.model)}{twin}-{corpus_name(command.corpus)}"
     parent = command.common.root / "activations"
-    folder = create_run(ranks, parent, name, config.run_config())
-    inputs = {
-        "model": weights_checksum(command.model),
-        "corpus": corpus_checksum(command.corpus),
-    }
-    known = {name: checksum for name, checksum in inputs.items() if checksum is not None}
-    return write_store(folder, model, inputs=known, progress=ranks.is_first, ranks=ranks).run
+    return capture_store(parent, config, model, progress=ranks.is_first, ranks=ranks).run
 
 
 def store_config(command: Command, model: LanguageModel) -> StoreConfig:

@@ -75,7 +75,6 @@ CLASSES: dict[str, set[str]] = {
 """The tensors of each class."""
 OPTIONAL = {"AutoEncoderTopK": {"threshold"}}
 """Those that older versions did not save."""
-SCALARS = ("k", "threshold")
 SCALED = {
     "encoder.bias", "bias", "decoder.bias", "b_dec", "b_enc", "decoder_bias", "gate_bias",
     "mag_bias", "threshold",
