@@ -125,7 +125,7 @@ PRESETS = {
     "smollm2": Settings(
         model="smollm2", corpus="builtin", site="resid_post", layers=(11, 12, 13),
         tokens=1_000_000, d_sae=4608, ks=(64, 256, 1024), afas=(1 / 128, 1 / 32, 1 / 8),
-        steps=200, batch_size=512, lr=2e-3, seeds=3, products="bfloat16", n_rows=8192,
+        steps=400, batch_size=512, lr=2e-3, seeds=3, products="bfloat16", n_rows=8192,
         n_ce_tokens=2048,
     ),
     "gpt2": Settings(

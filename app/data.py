@@ -131,18 +131,27 @@ def sae_record(name: str) -> SaeRecord:
 
 def evaluation_rows(record: SaeRecord) -> list[dict[str, Any]]:
     """Rows of the SAE's evaluation, the SAE first and its controls after it; empty without one."""
-    if record.evaluation is None:
-        return []
-    path = record.evaluation.path / "metrics.json"
-    return _json(path, stamp(path))["rows"]
+    return _evaluation(record).get("rows", [])
 
 
 def metric_definitions(record: SaeRecord) -> dict[str, str]:
     """Formula of each metric, as the evaluation states it; empty without one."""
+    return _evaluation(record).get("definitions", {})
+
+
+def norm_diagnostics(
+    record: SaeRecord,
+) -> tuple[dict[str, float | None], dict[str, list[float]]]:
+    """What `saes.afa` found in the evaluation, and the points of the ZF plot; empty without one."""
+    found = _evaluation(record)
+    return found.get("afa", {}), found.get("zf", {})
+
+
+def _evaluation(record: SaeRecord) -> dict[str, Any]:
     if record.evaluation is None:
         return {}
     path = record.evaluation.path / "metrics.json"
-    return _json(path, stamp(path)).get("definitions", {})
+    return _json(path, stamp(path))
 
 
 def finished_reports() -> dict[str, Run]:

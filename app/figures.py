@@ -18,6 +18,7 @@ METRIC_TITLES: Mapping[str, str] = {
     "fvu": "Variance unexplained (FVU, share)",
     "l0": "Active features (L0, per token)",
     "dead_share": "Dead features (share)",
+    "code_over_input": "Code norm over input norm (1: neither over- nor under-activated)",
     "tokens_per_s": "Speed (tokens per second)",
     "mse": "Reconstruction loss (MSE term)",
     "auxk": "Dead-feature loss (AuxK term)",
@@ -140,6 +141,27 @@ def training_figure(
     title = METRIC_TITLES.get(metric, metric)
     figure.update_layout(title={"text": title, "font": {"size": 14}}, showlegend=False)
     return _dressed(figure, AXIS_TITLES[x], title.partition(" (")[0], 260, top=34)
+
+
+def zf_figure(input_norm: Sequence[float], code_norm: Sequence[float]) -> go.Figure:
+    """Norm of the code against norm of the input, a dot a row (Lee et al. 2025, 2503.24277).
+
+    On the dashed line the two are equal; below it a row is under-activated, above it
+    over-activated.
+    """
+    ends = [0.97 * min(input_norm, default=0.0), 1.03 * max(input_norm, default=1.0)]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", hoverinfo="skip",
+        line={"color": GOLD, "dash": "dash", "width": 1.4},
+    )  # fmt: skip
+    figure.add_scattergl(
+        x=list(input_norm), y=list(code_norm), mode="markers",
+        marker={"size": 4, "color": PLUM, "opacity": 0.55},
+        hovertemplate="input %{x:.4g}<br>code %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(showlegend=False)
+    return _dressed(figure, "Norm of the input", "Norm of the code", 280)
 
 
 def _dressed(figure: go.Figure, x_title: str, y_title: str, height: int, top: int = 8) -> go.Figure:

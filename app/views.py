@@ -15,6 +15,7 @@ from app.figures import (
     activation_figure,
     density_figure,
     training_figure,
+    zf_figure,
 )
 from app.strips import (
     CONTEXT_LABELS,
@@ -41,12 +42,12 @@ from app.wording import (
 
 __all__ = [
     "ACCENT", "AXIS_TITLES", "BLUE_RGB", "COMPARED", "CONTEXT_LABELS", "DASH", "METRIC_TITLES",
-    "RUST_RGB", "STYLE", "ExampleGroup", "Strip", "activation_figure", "bars_html",
+    "NORMS", "RUST_RGB", "STYLE", "ExampleGroup", "Strip", "activation_figure", "bars_html",
     "comparison_html",
     "density_figure", "escaped", "facts_html", "groups_html", "legend_html", "markdown",
     "next_commands", "number", "numbers_html", "percent", "pill", "provenance_facts", "sae_size",
     "scale_html", "short", "spaced", "strip_html", "table_html", "token_list", "tokens_table_html",
-    "training_figure", "training_row",
+    "training_figure", "training_row", "zf_figure",
 ]  # fmt: skip
 
 COMPARED: Mapping[str, str] = {
@@ -58,6 +59,16 @@ COMPARED: Mapping[str, str] = {
     "dead_share": "Dead",
     "dense_share": "Dense",
 }
+NORMS: Mapping[str, str] = {
+    "code_over_input": "code over input (median)",
+    "over_share": "over-activated rows",
+    "under_share": "under-activated rows",
+    "elbo": "epsilon-LBO, over all latents",
+    "elbo_support": "over active ones",
+    "elbo_reconstruction": "of the reconstruction",
+    "welch": "Welch bound",
+}
+"""Names of `saes.afa`'s numbers."""
 SHARES = {"ce_recovered", "ce_recovered_mean", "dead_share", "dense_share"}
 
 

@@ -301,8 +301,9 @@ class SparseAutoencoder(nn.Module):
         n_rows = min(len(rows), max(1, PRE_BYTES // (self.config.d_sae * dtype.itemsize)))
         memory = torch.empty(n_rows, self.config.d_sae, dtype=dtype, device=rows.device)
         for part in (rows - self.centre).split(max(1, n_rows)):
-            pre = torch.addmm(bias, part.to(dtype), weights, out=memory[: len(part)])
-            yield Scores(pre=pre, rows=part, reduced=reduced)
+            low = part.to(dtype)
+            pre = torch.addmm(bias, low, weights, out=memory[: len(part)])
+            yield Scores(pre=pre, rows=part, low_rows=low, reduced=reduced)
 
     def _pick(self, scores: Scores, training: bool, progress: float) -> Chosen:
         """The entries of some rows."""

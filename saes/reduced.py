@@ -8,9 +8,10 @@ from the true pre-activation x . w + b by at most
 
 (Cauchy and Schwarz; the norms of what rounding took away are known), besides the rounding of the
 score itself and of the sum. Whatever is among a row's k largest pre-activations therefore has a
-score of at least s_k - 2 e, s_k being the k-th largest score. All entries above that floor (about
-half as many again as k) are computed in float32, and the k largest of them are the choice: what a
-float32 product would have chosen, but for ties within its own rounding.
+score of at least s_k - 2 e, s_k being the k-th largest score. The entries above that floor (about
+twice k) are computed in float32 as far as they are needed (`saes.selection_cpu`), and the k largest
+of them are the choice: what a float32 product would have chosen, but for ties within its own
+rounding.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saes import kernels, selection
+from saes import kernels, selection, selection_cpu
 from saes.types import Chosen, Codes
 
 SUM_ROUNDING = 1e-4
 """Rounding of a sum of products, over |x| |w|: far above what float32 leaves of some thousand."""
 SCORE_ROUNDING = 2.0**-8
 """Rounding of a score to bfloat16, over its size."""
+NOMINATED_SHARE = 1 / 10
+"""Above this share of latents wanted, a float32 product with all of them is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,36 +43,23 @@ class ReducedEncoder:
     """In bfloat16."""
     low_bias: Float[Tensor, " s"]
     """In bfloat16."""
-    norm: Float[Tensor, ""]
-    """The largest |w|."""
-    rounding: Float[Tensor, ""]
-    """The largest |w - w_l|."""
-    bias_rounding: Float[Tensor, ""]
-    """The largest |b - b_l|."""
+    errors: Float[Tensor, "3 s"]
+    """What a score's error is at most: the norm of what rounding took from the row times the first,
+    the norm of what it left times the second, and the third."""
 
     @staticmethod
     def of(weights: Float[Tensor, "d s"], bias: Float[Tensor, " s"]) -> "ReducedEncoder":
         """Round an encoder and measure what is lost."""
         low_weights, low_bias = weights.bfloat16(), bias.bfloat16()
-        lost = weights - low_weights
+        norms = torch.linalg.vector_norm(weights, dim=0)
+        lost = torch.linalg.vector_norm(weights - low_weights, dim=0)
         return ReducedEncoder(
             weights=weights,
             bias=bias,
             low_weights=low_weights,
             low_bias=low_bias,
-            norm=torch.linalg.vector_norm(weights, dim=0).max(),
-            rounding=torch.linalg.vector_norm(lost, dim=0).max(),
-            bias_rounding=(bias - low_bias).abs().max(),
+            errors=torch.stack([norms, lost + SUM_ROUNDING * norms, (bias - low_bias).abs()]),
         )
-
-    def errors(
-        self, rows: Float[Tensor, "n d"], low_rows: Float[Tensor, "n d"]
-    ) -> Float[Tensor, " n"]:
-        """What every score of a row differs by at most, but for its own rounding."""
-        low = torch.linalg.vector_norm(low_rows, dim=1, dtype=torch.float32)
-        lost = torch.linalg.vector_norm(rows - low_rows, dim=1)
-        by_rounding = lost * self.norm + low * self.rounding + self.bias_rounding
-        return by_rounding + SUM_ROUNDING * low * self.norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,28 +70,49 @@ class Scores:
     """The scores of all latents."""
     rows: Float[Tensor, "n d"]
     """The centred inputs they are of."""
+    low_rows: Float[Tensor, "n d"]
+    """The inputs as the product read them."""
     reduced: ReducedEncoder | None
     """What made rounded scores; None where they are float32."""
 
     def top_k(self, k: int, latents: Int[Tensor, " m"] | None = None) -> Codes:
         """The `k` strongest of all latents, or of those numbered in `latents`, in float32."""
         pre = self.pre if latents is None else self.pre[:, latents]
-        if self.reduced is not None:
-            return self._nominated(pre, k, latents)
-        codes = selection.top_k(pre, k)
+        if self.reduced is None:
+            codes = selection.top_k(pre, k)
+            return codes if latents is None else numbered(codes, latents)
         if latents is None:
-            return codes
-        indices = torch.where(codes.values > 0, latents[codes.indices], 0)
-        return Codes(values=codes.values, indices=indices)
+            latents = torch.arange(pre.shape[1], device=pre.device)
+        if k > NOMINATED_SHARE * len(latents):
+            weights = self.reduced.weights[:, latents]
+            exact = torch.addmm(self.reduced.bias[latents], self.rows, weights)
+            return numbered(selection.top_k(exact, k), latents)
+        if pre.device.type == "cpu":
+            return selection_cpu.nominated_top_k(
+                pre, self.rows, self.low_rows, self.reduced.weights.T, self.reduced.bias,
+                self.reduced.errors, latents, k, SCORE_ROUNDING,
+            )  # fmt: skip
+        return self.top_k_reference(k, latents)
 
-    def _nominated(self, pre: Tensor, k: int, latents: Tensor | None) -> Codes:
+    def top_k_reference(self, k: int, latents: Int[Tensor, " m"]) -> Codes:
+        """`top_k` of rounded scores, the same error taken for all of a row."""
         assert self.reduced is not None, "exact scores nominate nothing"
-        errors = self.reduced.errors(self.rows, self.rows.bfloat16())
-        found = selection.nominees(pre, k, errors, SCORE_ROUNDING)
-        numbers = found.latents if latents is None else latents[found.latents]
+        lost = torch.linalg.vector_norm(self.rows - self.low_rows, dim=1)
+        left = torch.linalg.vector_norm(self.low_rows, dim=1, dtype=torch.float32)
+        worst = self.reduced.errors[:, latents].amax(1)
+        errors = lost * worst[0] + left * worst[1] + worst[2]
+        found = selection.nominees(self.pre[:, latents], k, errors, SCORE_ROUNDING)
+        numbers = latents[found.latents]
         named = Chosen(values=found.values, latents=numbers, lengths=found.lengths)
         values = kernels.row_products(self.rows, self.reduced.weights.T, named.entries)
         exact = values + self.reduced.bias.index_select(0, numbers)
         return selection.strongest_of_rows(
             Chosen(values=exact, latents=numbers, lengths=found.lengths), k
         )
+
+
+def numbered(codes: Codes, latents: Int[Tensor, " m"]) -> Codes:
+    """Codes of some latents under the latents' own numbers."""
+    return Codes(
+        values=codes.values, indices=torch.where(codes.values > 0, latents[codes.indices], 0)
+    )

@@ -47,15 +47,6 @@ def nominees(
     largest score of the row. Scores are bfloat16; the values given are theirs.
     """
     assert 0 < k <= scores.shape[1], f"k = {k} of {scores.shape[1]} latents"
-    if scores.device.type == "cpu":
-        return selection_cpu.nominees(scores, k, errors, rounding)
-    return nominees_reference(scores, k, errors, rounding)
-
-
-def nominees_reference(
-    scores: Float[Tensor, "b s"], k: int, errors: Float[Tensor, " b"], rounding: float
-) -> Chosen:
-    """`nominees` through `torch.topk` and a dense mask."""
     least = scores.float().topk(k, dim=1).values[:, -1].relu()
     floor = least - 2 * (errors + rounding * least)
     return _where(scores, scores.float() >= floor[:, None])
@@ -66,13 +57,6 @@ def strongest_of_rows(chosen: Chosen, k: int) -> Codes:
 
     Entries of a row must come by growing latent number: the lowest wins among equal values.
     """
-    if chosen.values.device.type == "cpu":
-        return selection_cpu.strongest_of_rows(chosen, k)
-    return strongest_of_rows_reference(chosen, k)
-
-
-def strongest_of_rows_reference(chosen: Chosen, k: int) -> Codes:
-    """`strongest_of_rows` by sorting."""
     codes = padded(chosen.values.relu(), chosen)
     missing = max(0, k - codes.values.shape[1])
     values = functional.pad(codes.values, (0, missing))[:, :k]

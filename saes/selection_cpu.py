@@ -1,7 +1,8 @@
 """Compiled loops for the selections that tensor operations do slowly on a CPU.
 
 Rows are shared out to a pool of threads, as many as torch uses; the loops hold no lock. What they
-compute is said, slowly and plainly, by the references in `saes.selection`.
+compute is said, slowly and plainly, by the references in `saes.selection` and `saes.reduced`. All
+loops are in this one file: the compiler's cache notices a change of it, not of files it imports.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saes.types import Chosen, Codes, Entries
@@ -23,8 +24,10 @@ T = TypeVar("T")
 SHIFT = 21
 """Bits of a positive float32 that its bucket's number leaves out: exponent and two bits stay."""
 N_BUCKETS = 1 << (31 - SHIFT)
-BLOCK = 32
-"""Entries that share a maximum."""
+CLASS_SIZE = 16
+"""Entries that share a maximum, but where many are wanted."""
+LARGEST = 0x7FFF_FFFF
+"""Latents are numbered below this."""
 
 Loop = Callable[[int, int, np.ndarray, np.ndarray, np.ndarray], int]
 """Looks at rows `start` to `stop`; writes their entries' latents and values, one row after the
@@ -34,6 +37,12 @@ other, and each row's number of entries; gives the number of all."""
 def compiled(function: Callable) -> Callable:
     """`function` as machine code, compiled on its first call and kept on disk."""
     return numba.njit(nogil=True, cache=True)(inspect.unwrap(function))
+
+
+def compiled_sum(function: Callable) -> Callable:
+    """As `compiled`; sums may be taken in any order, and so in vector registers."""
+    reordered = {"reassoc", "contract", "nsz"}
+    return numba.njit(nogil=True, cache=True, fastmath=reordered)(inspect.unwrap(function))
 
 
 @cache
@@ -183,23 +192,11 @@ def _cut(
 def top_k(pre: Float[Tensor, "b s"], k: int) -> Codes:
     """See `saes.selection.top_k`; float32 on the CPU."""
     bits = pre.detach().contiguous().numpy().view(np.int32)
-    values = torch.zeros(len(pre), k)
-    if not k:
-        return Codes(values=values, indices=values.long())
-    indices = torch.zeros(len(pre), k, dtype=torch.long)
-    arrays = (bits, values.numpy().view(np.int32), indices.numpy())
-    share_rows(len(pre), lambda start, stop: _top_k(*arrays, start, stop))
-    return Codes(values=values, indices=indices)
-
-
-@compiled
-def _block_maxima(numbers: np.ndarray, maxima: np.ndarray) -> None:
-    """The largest number of each block."""
-    for block in range(len(maxima)):
-        largest = numbers[block * BLOCK]
-        for i in range(block * BLOCK + 1, min(len(numbers), (block + 1) * BLOCK)):
-            largest = max(largest, numbers[i])
-        maxima[block] = largest
+    codes = Codes(values=torch.zeros(len(pre), k), indices=torch.zeros(len(pre), k).long())
+    if k:
+        arrays = (bits, codes.values.numpy().view(np.int32), codes.indices.numpy())
+        share_rows(len(pre), lambda start, stop: _top_k(*arrays, start, stop))
+    return codes
 
 
 @compiled
@@ -208,125 +205,230 @@ def _top_k(
 ) -> None:
     """The k largest positive numbers of each row, as integers: positive floats sort as their bits.
 
-    As many blocks as entries are wanted have maxima of at least the k-th largest maximum, so that
+    As many classes as entries are wanted have maxima of at least the k-th largest maximum, so that
     number is a floor under the k-th largest entry, and few entries lie above it.
     """
     s, k = bits.shape[1], values.shape[1]
-    n_blocks = (s + BLOCK - 1) // BLOCK
-    maxima = np.empty(n_blocks, bits.dtype)
+    maxima = np.empty(number_of_classes(s, k), np.int32)
     found = np.empty(s, np.int64)
     for row in range(start, stop):
-        _block_maxima(bits[row], maxima)
-        floor = np.int32(1)
-        if n_blocks > k:
-            floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])
+        class_maxima(bits[row], maxima)
+        floor = max(np.int32(1), kth_largest(maxima, k, 31))
         n = 0
-        for block in range(n_blocks):
-            if maxima[block] >= floor:
-                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
-                    found[n] = i
+        for first in range(len(maxima)):
+            if maxima[first] >= floor:
+                for i in range(first, s, len(maxima)):
+                    found[n] = in_order(bits[row, i], i)
                     n += bits[row, i] >= floor
-        order = np.argsort(-bits[row][found[:n]], kind="mergesort")
-        for place in range(min(k, n)):
-            indices[row, place] = found[order[place]]
-            values[row, place] = bits[row, indices[row, place]]
-
-
-def nominees(
-    scores: Float[Tensor, "b s"], k: int, errors: Float[Tensor, " b"], rounding: float
-) -> Chosen:
-    """See `saes.selection.nominees`; bfloat16 on the CPU."""
-    bits = scores.detach().contiguous().view(torch.int16).numpy()
-    margins = errors.detach().float().contiguous().numpy()
-    return chosen_by(lambda *place: _nominees(bits, k, margins, rounding, *place), *scores.shape)
+        write_strongest(found[:n], values[row], indices[row])
 
 
 @compiled
-def _nominees(
-    bits: np.ndarray,
+def number_of_classes(s: int, k: int) -> int:
+    """Into how many classes `s` entries are divided, by their number's remainder.
+
+    More make the floor tighter, fewer make it sooner found.
+    """
+    return max((s + CLASS_SIZE - 1) // CLASS_SIZE, min(s, 4 * k))
+
+
+@compiled
+def class_maxima(numbers: np.ndarray, maxima: np.ndarray) -> None:
+    """The largest number of each class: those that lie `len(maxima)` places apart.
+
+    (Classes of neighbours would need a maximum inside a vector register.)
+    """
+    n = len(maxima)
+    maxima[:] = numbers[:n]
+    for first in range(n, len(numbers), n):
+        others = numbers[first : first + n]
+        for j in range(len(others)):
+            # Not max(), which numba does not turn into a vector instruction.
+            maxima[j] = others[j] if others[j] > maxima[j] else maxima[j]
+
+
+@compiled
+def kth_largest(numbers: np.ndarray, k: int, n_bits: int) -> Any:
+    """The k-th largest of integers of so many bits; 0 where it is negative.
+
+    Found bit by bit, each by a count of the numbers that are at least as large.
+    """
+    least = 0
+    for bit in range(n_bits - 1, -1, -1):
+        trial = numbers.dtype.type(least | (1 << bit))
+        count = np.int32(0)
+        for i in range(len(numbers)):
+            count += np.int32(numbers[i] >= trial)
+        if count >= k:
+            least |= 1 << bit
+    return numbers.dtype.type(least)
+
+
+@compiled
+def in_order(bits: int, latent: int) -> Any:
+    """A positive float's bits and its latent as one number: the lowest latent wins among equals."""
+    return (np.int64(bits) << 32) | (LARGEST - latent)
+
+
+@compiled
+def write_strongest(found: np.ndarray, values: np.ndarray, indices: np.ndarray) -> None:
+    """The strongest of some entries `in_order`, the bits of their values and their latents."""
+    ordered = np.sort(found)
+    for place in range(min(len(values), len(ordered))):
+        entry = ordered[len(ordered) - 1 - place]
+        values[place] = entry >> 32
+        indices[place] = LARGEST - (entry & LARGEST)
+
+
+def nominated_top_k(
+    scores: Float[Tensor, "b m"],
+    rows: Float[Tensor, "b d"],
+    low_rows: Float[Tensor, "b d"],
+    weights: Float[Tensor, "s d"],
+    bias: Float[Tensor, " s"],
+    errors: Float[Tensor, "3 s"],
+    latents: Int[Tensor, " m"],
     k: int,
-    errors: np.ndarray,
     rounding: float,
-    start: int,
-    stop: int,
-    latents: np.ndarray,
-    values: np.ndarray,
-    lengths: np.ndarray,
-) -> int:
-    """As `_top_k`, with the bits of bfloat16 made integers that sort as the numbers do."""
-    s = bits.shape[1]
-    n_blocks = (s + BLOCK - 1) // BLOCK
-    maxima = np.empty(n_blocks, np.int16)
-    keys = np.empty(s, np.int16)
-    found = np.empty(s, np.int16)
-    word = np.empty(1, np.int32)
-    number = word.view(np.float32)
-    n = 0
-    for row in range(start, stop):
-        for i in range(s):
-            keys[i] = bits[row, i] ^ ((bits[row, i] >> 15) & 0x7FFF)
-        _block_maxima(keys, maxima)
-        floor = np.int16(0)
-        if n_blocks > k:
-            floor = max(floor, np.partition(maxima, n_blocks - k)[n_blocks - k])
-        above = 0
-        for block in range(n_blocks):
-            if maxima[block] >= floor:
-                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
-                    found[above] = keys[i]
-                    above += keys[i] >= floor
-        least = np.int16(0)
-        if above >= k:
-            least = np.partition(found[:above], above - k)[above - k]
-        word[0] = np.int32(least) << 16
-        strength = max(number[0], np.float32(0.0))
-        number[0] = strength - np.float32(2.0) * (errors[row] + rounding * strength)
-        # Cut to bfloat16 towards zero: that is downwards but for negative numbers, which lose one.
-        floor = np.int16(word[0] >> 16)
-        floor = np.int16((floor ^ ((floor >> 15) & 0x7FFF)) - (floor < 0))
-        before = n
-        for block in range(n_blocks):
-            if maxima[block] >= floor:
-                for i in range(block * BLOCK, min(s, (block + 1) * BLOCK)):
-                    latents[n] = i
-                    word[0] = np.int32(bits[row, i]) << 16
-                    values[n] = number[0]
-                    n += keys[i] >= floor
-        lengths[row - start] = n - before
-    return n
+) -> Codes:
+    """See `saes.reduced.Scores.top_k`; on the CPU.
 
-
-def strongest_of_rows(chosen: Chosen, k: int) -> Codes:
-    """See `saes.selection.strongest_of_rows`; on the CPU."""
-    values = torch.zeros(len(chosen.lengths), k)
-    indices = torch.zeros(len(chosen.lengths), k, dtype=torch.long)
-    arrays = (
-        chosen.values.detach().numpy(), chosen.latents.numpy(), chosen.entries.starts.numpy(),
-        values.numpy(), indices.numpy(),
+    1. A floor under the row's k-th largest score, as in `top_k`.
+    2. Nominees: all scores above that floor less twice the largest error in the row.
+    3. The k best of them are computed in float32. The smallest of these values is a floor under the
+       row's k-th largest pre-activation.
+    4. The other nominees are computed where their score and their own error together reach that
+       floor: a latent's error goes by the norm of its own weights.
+    5. The k largest values are the choice.
+    """
+    codes = Codes(values=torch.zeros(len(rows), k), indices=torch.zeros(len(rows), k).long())
+    if not (k and len(rows)):
+        return codes
+    worst = errors[:, latents].amax(1)
+    arrays = tuple(
+        part.detach().contiguous().numpy()
+        for part in (
+            scores.view(torch.int16), rows, low_rows.view(torch.int16), weights, bias, errors,
+            worst, latents,
+        )
     )  # fmt: skip
-    share_rows(len(values), lambda start, stop: _strongest_of_rows(*arrays, start, stop))
-    return Codes(values=values, indices=indices)
+    found = (codes.values.numpy().view(np.int32), codes.indices.numpy())
+    share_rows(
+        len(rows),
+        lambda start, stop: _nominated_top_k(*arrays, np.float32(rounding), *found, start, stop),
+    )
+    return codes
 
 
 @compiled
-def _strongest_of_rows(
-    entries: np.ndarray,
+def _nominated_top_k(
+    scores: np.ndarray,
+    rows: np.ndarray,
+    low_rows: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    errors: np.ndarray,
+    worst: np.ndarray,
     latents: np.ndarray,
-    starts: np.ndarray,
+    rounding: float,
     values: np.ndarray,
     indices: np.ndarray,
     start: int,
     stop: int,
 ) -> None:
+    m, k = scores.shape[1], values.shape[1]
+    keys, maxima = np.empty(m, np.int16), np.empty(number_of_classes(m, k), np.int16)
+    places, found, entries = np.empty(m, np.int32), np.empty(m, np.int16), np.empty(m, np.int64)
+    low, word = np.empty(rows.shape[1], np.int32), np.empty(1, np.int32)
+    number = word.view(np.float32)
     for row in range(start, stop):
-        first = starts[row]
-        order = np.argsort(-entries[first : starts[row + 1]], kind="mergesort")
-        for place in range(min(values.shape[1], len(order))):
-            entry = first + order[place]
-            if entries[entry] <= 0:
-                break
-            values[row, place] = entries[entry]
-            indices[row, place] = latents[entry]
+        for i in range(len(low)):
+            low[i] = np.int32(low_rows[row, i]) << 16
+        lost, left = _lost_and_left(rows[row], low.view(np.float32))
+        for i in range(m):
+            keys[i] = _key(scores[row, i])
+        error = lost * worst[0] + left * worst[1] + worst[2]
+        n = _nominate(keys, maxima, k, error, rounding, word, places, found)
+        best = np.int16(-0x8000) if n <= k else kth_largest(found[:n], k, 15)
+        n_entries, n_best, least = 0, 0, np.float32(np.inf)
+        for nominee in range(n):
+            if found[nominee] >= best:
+                latent = latents[places[nominee]]
+                number[0] = _product(rows[row], weights[latent]) + bias[latent]
+                least = min(least, number[0])
+                entries[n_entries] = in_order(word[0], latent)
+                n_entries += number[0] > 0
+                n_best += 1
+        least = np.float32(0.0) if n_best < k or least < 0 else least
+        for nominee in range(n):
+            if found[nominee] < best:
+                latent = latents[places[nominee]]
+                word[0] = np.int32(_key(found[nominee])) << 16
+                error = lost * errors[0, latent] + left * errors[1, latent] + errors[2, latent]
+                if number[0] + error + rounding * abs(number[0]) >= least:
+                    number[0] = _product(rows[row], weights[latent]) + bias[latent]
+                    entries[n_entries] = in_order(word[0], latent)
+                    n_entries += number[0] > 0
+        write_strongest(entries[:n_entries], values[row], indices[row])
+
+
+@compiled
+def _nominate(
+    keys: np.ndarray,
+    maxima: np.ndarray,
+    k: int,
+    error: float,
+    rounding: float,
+    word: np.ndarray,
+    places: np.ndarray,
+    found: np.ndarray,
+) -> int:
+    """Steps 1 and 2 for a row: the places and keys of its nominees; gives their number."""
+    class_maxima(keys, maxima)
+    number = word.view(np.float32)
+    word[0] = np.int32(kth_largest(maxima, k, 15)) << 16
+    number[0] -= np.float32(2.0) * (error + rounding * number[0])
+    floor = _floor_key(word[0])
+    n = 0
+    for first in range(len(maxima)):
+        if maxima[first] >= floor:
+            for i in range(first, len(keys), len(maxima)):
+                places[n] = i
+                found[n] = keys[i]
+                n += keys[i] >= floor
+    return n
+
+
+@compiled
+def _key(bits: int) -> Any:
+    """The bits of a bfloat16 as an integer that sorts as the numbers do, and back."""
+    return np.int16(bits ^ ((bits >> 15) & 0x7FFF))
+
+
+@compiled
+def _floor_key(bits: int) -> Any:
+    """The key of the largest bfloat16 that is no larger than a float32, from its bits."""
+    # Cutting rounds towards zero: that is downwards but for negative numbers, which lose one more.
+    high = np.int16(bits >> 16)
+    return np.int16(_key(high) - (high < 0))
+
+
+@compiled_sum
+def _lost_and_left(row: np.ndarray, low: np.ndarray) -> tuple[Any, Any]:
+    """The norm of what rounding took from a row, and of what it left."""
+    lost, left = np.float32(0.0), np.float32(0.0)
+    for i in range(len(row)):
+        lost += (row[i] - low[i]) * (row[i] - low[i])
+        left += low[i] * low[i]
+    return np.sqrt(lost), np.sqrt(left)
+
+
+@compiled_sum
+def _product(a: np.ndarray, b: np.ndarray) -> Any:
+    total = np.float32(0.0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
 
 
 def by_latent(entries: Entries, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:

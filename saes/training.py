@@ -52,7 +52,7 @@ from saes.constraints import (
     project_decoder_gradient,
 )
 from saes.folder import load_sae, save_sae
-from saes.losses import squared_error, total_variance
+from saes.losses import total_variance
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.replicas import Replicas
 from saes.sharded import Shards
@@ -315,7 +315,7 @@ def train_step(
     dead = is_dead.nonzero().squeeze(1) if config.auxk_alpha else is_dead.new_zeros(0).long()
     output = division.forward(
         sae,
-        x * state.scale,
+        x if state.scale == 1 else x * state.scale,
         dead=dead,
         k_aux=config.k_aux,
         encoder_dtype=ENCODER_DTYPES[config.encoder_dtype],
@@ -348,7 +348,7 @@ def train_step(
     count_silence(state.silent_tokens, output.fired, n_rows)
     state.step += 1
     state.tokens += n_rows
-    means = {"fvu": raw_error(state, x, output) / state.variance, "l0": output.l0}
+    means = {"fvu": raw_error(state, x, loss.errors) / state.variance, "l0": output.l0}
     if is_logged(config, state.step):
         means["code_over_input"] = code_over_input(state, output, division)
     return {
@@ -405,9 +405,9 @@ def code_over_input(state: TrainState, output: TrainingOutput, division: Divisio
 
 
 @torch.no_grad()
-def raw_error(state: TrainState, x: Float[Tensor, "b d"], output: TrainingOutput) -> float:
-    """Mean of |x - xhat|^2 over the batch in raw units, the normalisation undone."""
-    errors = squared_error(output.target, output.reconstruction) / state.scale**2
+def raw_error(state: TrainState, x: Float[Tensor, "b d"], errors: Float[Tensor, " b"]) -> float:
+    """Mean of |x - xhat|^2 over the batch in raw units: the normalisation of `errors` undone."""
+    errors = errors / state.scale**2
     if state.sae.config.normalize == "layer_norm":
         errors = errors * x.float().var(-1)
     return float(errors.mean())

@@ -54,6 +54,7 @@ def training_forward(
         dtype=encoder_dtype,
         make_pool=make_pool,
     )
+    chosen_dead = chosen_dead.positive()
     pre, pre_dead = _pre_activations(sae, rows, chosen, chosen_dead)
     values = sae.activated(pre, chosen)
     cost = penalty(sae, rows, values, pre, chosen.entries)
@@ -73,7 +74,7 @@ def training_forward(
         target=rows,
         reconstruction=sae.decoded_rows(values, chosen.entries),
         further=further,
-        residual=_residual(sae, pre_dead, chosen_dead) if len(dead) else None,
+        residual=kernels.decode(pre_dead, chosen_dead.entries, sae.W_dec) if len(dead) else None,
         penalty=cost,
         fired=fired,
         l0=float(active.sum()) / max(1, len(rows)),
@@ -167,10 +168,3 @@ def _strongest(values: Tensor, chosen: Chosen, k: int) -> tuple[Tensor, Chosen]:
 def _by_gates(sae: SparseAutoencoder, gates: Tensor, entries: Entries) -> Tensor:
     """What the gates' positive parts decode to, by a decoder that is held as it is."""
     return kernels.decode(gates, entries, sae.W_dec.detach()) + sae.b_dec.detach()
-
-
-def _residual(sae: SparseAutoencoder, pre: Tensor, dead: Chosen) -> Tensor:
-    """What the dead latents' positive pre-activations decode to, without the bias."""
-    # A padded entry names latent 0, whose own pre-activation is not meant.
-    values = torch.where(dead.values > 0, pre.relu(), 0)
-    return kernels.decode(values, dead.entries, sae.W_dec)

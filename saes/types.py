@@ -79,6 +79,16 @@ class Chosen:
         starts[1:] = self.lengths.cumsum(0)
         return Entries(latents=self.latents, starts=starts)
 
+    def positive(self) -> "Chosen":
+        """The entries above 0."""
+        keep = (self.values > 0).nonzero().squeeze(1)
+        rows = self.entries.rows.index_select(0, keep)
+        return Chosen(
+            values=self.values.index_select(0, keep),
+            latents=self.latents.index_select(0, keep),
+            lengths=torch.bincount(rows, minlength=len(self.lengths)),
+        )
+
     @staticmethod
     def of_codes(codes: Codes) -> "Chosen":
         """Codes as entries, as many in each row; padding stays."""
@@ -140,6 +150,8 @@ class TrainingOutput:
 class Loss:
     """The named terms of a training loss; what is minimised is their sum."""
 
+    errors: Float[Tensor, " b"]
+    """Squared error of each row in the space of the loss, without gradients."""
     mse: Float[Tensor, ""]
     """Squared error over the source's variance (dimensionless; 1 = no better than the mean)."""
     further: Float[Tensor, ""]
@@ -159,7 +171,3 @@ class Loss:
         names = ("mse", "further", "penalty", "auxk")
         terms = {"loss": self.total} | {name: getattr(self, name) for name in names}
         return {name: float(term.detach()) for name, term in terms.items()}
-
-    def is_finite(self) -> bool:
-        """Whether the total is an ordinary number."""
-        return bool(torch.isfinite(self.total.detach()))

@@ -75,6 +75,8 @@ def test_overview_lists_runs_with_controls_and_next_steps(at_root, tree):
     table = next(body for body in htmls(app) if "lg-lead" in body)
     assert "FVU" in table and "CE recovered" in table and "PCA" in table
     assert {metric.label: metric.value for metric in app.metric}["SAEs"] == "2"
+    norms = next(body for body in htmls(app) if "under-activated rows" in body)
+    assert "epsilon-LBO" in norms and "Welch bound" in norms
     assert "resumes it" in text
 
 

@@ -205,6 +205,12 @@ def test_training_figure_leaves_out_runs_without_the_metric():
     assert layout(figure).xaxis.title.text == "Training step"
 
 
+def test_zf_figure_has_the_line_of_equal_norms_and_a_dot_for_each_row():
+    line, dots = traces(views.zf_figure([10.0, 20.0], [9.0, 21.0]))
+    assert list(line.x) == list(line.y) == [9.7, 20.6]
+    assert (list(dots.x), list(dots.y)) == ([10.0, 20.0], [9.0, 21.0])
+
+
 def test_training_row_of_a_run_without_metrics():
     row = views.training_row("x", pd.DataFrame(), complete=False)
     assert row["step"] == "\u2013" and row["state"] == "not complete"

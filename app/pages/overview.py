@@ -46,6 +46,7 @@ def _sae(record: data.SaeRecord) -> None:
             rows = data.evaluation_rows(record)
             if rows:
                 st.html(views.comparison_html(rows))
+                _norms(record)
                 _definitions(record)
         _sae_links(record)
 
@@ -79,6 +80,29 @@ def _definitions(record: data.SaeRecord) -> None:
     if definitions:
         with st.expander("What the columns mean"):
             st.html(views.facts_html({views.COMPARED.get(k, k): v for k, v in definitions.items()}))
+
+
+def _norms(record: data.SaeRecord) -> None:
+    """The norm of each row's code beside that of its input, as a figure and as numbers."""
+    numbers, points = data.norm_diagnostics(record)
+    if not points:
+        return
+    with st.expander("Are codes as long as their inputs? (ZF plot)"):
+        left, right = st.columns([3, 2], gap="large")
+        with left:
+            components.chart(
+                views.zf_figure(points["input_norm"], points["code_norm"]),
+                key=f"zf_{record.name}",
+                name="Norm of the code against norm of the input, a dot a held-out row",
+            )
+        shown = {
+            label: views.percent(numbers[name])
+            if name.endswith("share")
+            else views.number(numbers[name])
+            for name, label in views.NORMS.items()
+            if numbers.get(name) is not None
+        }
+        right.html(views.facts_html(shown))
 
 
 def _sae_links(record: data.SaeRecord) -> None:

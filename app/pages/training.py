@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import components, dashboard, data, views
 
-SHOWN = ("loss", "fvu", "l0", "dead_share", "tokens_per_s", "lr")
+SHOWN = ("loss", "fvu", "l0", "dead_share", "code_over_input", "tokens_per_s", "lr")
 REFRESH_SECONDS = 5
 
 

@@ -29,6 +29,7 @@ D_IN, BATCH, K = 576, 4096, 32
 SIZES = (4608, 18432)
 LIVE_SHARE = 0.75
 """Share of the latents that fire where some are dead."""
+DEAD_SIZE = 0.25
 ROUNDS = 5
 
 
@@ -51,7 +52,11 @@ def measure() -> pd.DataFrame:
 
 
 def dead_latents(d_sae: int) -> torch.Tensor:
-    """The numbers of the latents that never fire where some are dead: the last ones."""
+    """The numbers of the latents that never fire where some are dead: the last ones.
+
+    Their encoder rows are `DEAD_SIZE` times as long: half of their pre-activations are positive, so
+    that AuxK has all it can use, and none is among a row's largest.
+    """
     return torch.arange(round(LIVE_SHARE * d_sae), d_sae)
 
 
@@ -67,12 +72,13 @@ def sparse_step(d_sae: int, dead: bool, x: torch.Tensor, encoder: str) -> Callab
     )
     state = fresh_state(config, x, "cpu")
     numbers = dead_latents(d_sae)
+    if dead:
+        with torch.no_grad():
+            state.sae.W_enc[:, numbers] *= DEAD_SIZE
 
     def step() -> None:
         if dead:
             state.silent_tokens[numbers] = 10**12
-            with torch.no_grad():
-                state.sae.b_enc[numbers] = -10.0
         train_step(state, x, config)
 
     return step
@@ -83,23 +89,23 @@ def dense_step(d_sae: int, dead: bool, x: torch.Tensor) -> Callable[[], None]:
     config = TrainConfig()
     generator = torch.Generator().manual_seed(0)
     W_dec = functional.normalize(torch.randn(d_sae, D_IN, generator=generator), dim=1)
-    W_enc = W_dec.T.clone().requires_grad_()
+    W_enc = W_dec.T.clone()
+    numbers = dead_latents(d_sae)
+    if dead:
+        W_enc[:, numbers] *= DEAD_SIZE
+    W_enc.requires_grad_()
     W_dec.requires_grad_()
     b_enc = torch.zeros(d_sae, requires_grad=True)
     b_dec = torch.zeros(D_IN, requires_grad=True)
     optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=1e-3, fused=True)
     variance = float((x - x.mean(0)).square().sum(1).mean())
     silent = torch.zeros(d_sae, dtype=torch.long)
-    numbers = dead_latents(d_sae)
 
     def top(pre: torch.Tensor, k: int) -> torch.Tensor:
         values, indices = pre.topk(k, dim=1)
         return torch.zeros_like(pre).scatter(1, indices, values.relu())
 
     def step() -> None:
-        if dead:
-            with torch.no_grad():
-                b_enc[numbers] = -10.0
         pre = (x - b_dec) @ W_enc + b_enc
         codes = top(pre, K)
         error = x - (codes @ W_dec + b_dec)
