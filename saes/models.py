@@ -15,8 +15,8 @@ where u + b_gate > 0 and the magnitude is ReLU(exp(r_mag) u + b_mag). `BatchTopK
 hold `threshold`, which training follows and does not optimise. `tied` (the 2013 k-sparse
 autoencoder) reads with the transpose of `W_dec`, from x as it is: z = activate(W_dec x + b_enc).
 
-A forward pass chooses entries without gradients (the one dense product, a few rows at a time, while
-they stay in the cache), then computes the values of these entries with them.
+A forward pass chooses entries without gradients (the one dense product, some rows at a time), then
+computes the values of these entries with them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -46,8 +46,8 @@ from saes.types import Chosen, Codes, Entries, SaeOutput, concatenated
 Normalize = Literal["none", "layer_norm"]
 
 LAYER_NORM_EPS = 1e-5
-PRE_BYTES = 2**24
-"""Dense pre-activations are made at most this many bytes at a time: they stay in the cache."""
+PRE_BYTES = 2**26
+"""Dense pre-activations are made at most this many bytes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,16 +50,26 @@ class ReducedEncoder:
     @staticmethod
     def of(weights: Float[Tensor, "d s"], bias: Float[Tensor, " s"]) -> "ReducedEncoder":
         """Round an encoder and measure what is lost."""
-        low_weights, low_bias = weights.bfloat16(), bias.bfloat16()
-        norms = torch.linalg.vector_norm(weights, dim=0)
-        lost = torch.linalg.vector_norm(weights - low_weights, dim=0)
+        in_one_pass = weights.device.type == "cpu"
+        rounded = selection_cpu.rounded if in_one_pass else rounded_reference
+        low_weights, norms, lost = rounded(weights.T)
+        low_bias = bias.bfloat16()
         return ReducedEncoder(
             weights=weights,
             bias=bias,
-            low_weights=low_weights,
+            low_weights=low_weights.T,
             low_bias=low_bias,
             errors=torch.stack([norms, lost + SUM_ROUNDING * norms, (bias - low_bias).abs()]),
         )
+
+
+def rounded_reference(
+    weights: Float[Tensor, "s d"],
+) -> tuple[Float[Tensor, "s d"], Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """Rows in bfloat16, their norms, and the norms of what rounding takes from them."""
+    low = weights.bfloat16()
+    lost = torch.linalg.vector_norm(weights - low, dim=1)
+    return low, torch.linalg.vector_norm(weights, dim=1), lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """Which latents are looked at: from dense pre-activations to the entries of sparse codes.
 
-Pre-activations come a few rows at a time, while they are in the cache; every function here takes
-such a part `[b, s]`. Equal numbers are told apart by the latent's
-number, the lowest first, whatever the device or the batch.
+Pre-activations come some rows at a time; every function here takes such a part `[b, s]`. Equal
+numbers are told apart by the latent's number, the lowest first, whatever the device or the batch.
 
 Top-AFA (Lee et al. 2025, 2503.24277): with f_i = ReLU(pre_i), n_i = |W_dec,i|, c_i = (f_i n_i)^2
 sorted downwards and C_j the sum of the first j, the first j* entries are kept where

@@ -344,7 +344,8 @@ def _nominated_top_k(
     for row in range(start, stop):
         for i in range(len(low)):
             low[i] = np.int32(low_rows[row, i]) << 16
-        lost, left = _lost_and_left(rows[row], low.view(np.float32))
+        lost = _distance(rows[row], low.view(np.float32))
+        left = np.sqrt(_product(low.view(np.float32), low.view(np.float32)))
         for i in range(m):
             keys[i] = _key(scores[row, i])
         error = lost * worst[0] + left * worst[1] + worst[2]
@@ -414,13 +415,11 @@ def _floor_key(bits: int) -> Any:
 
 
 @compiled_sum
-def _lost_and_left(row: np.ndarray, low: np.ndarray) -> tuple[Any, Any]:
-    """The norm of what rounding took from a row, and of what it left."""
-    lost, left = np.float32(0.0), np.float32(0.0)
-    for i in range(len(row)):
-        lost += (row[i] - low[i]) * (row[i] - low[i])
-        left += low[i] * low[i]
-    return np.sqrt(lost), np.sqrt(left)
+def _distance(a: np.ndarray, b: np.ndarray) -> Any:
+    total = np.float32(0.0)
+    for i in range(len(a)):
+        total += (a[i] - b[i]) * (a[i] - b[i])
+    return np.sqrt(total)
 
 
 @compiled_sum
@@ -429,6 +428,38 @@ def _product(a: np.ndarray, b: np.ndarray) -> Any:
     for i in range(len(a)):
         total += a[i] * b[i]
     return total
+
+
+def rounded(
+    weights: Float[Tensor, "s d"],
+) -> tuple[Float[Tensor, "s d"], Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """See `saes.reduced.rounded_reference`; on the CPU, in one pass."""
+    matrix = weights.detach().contiguous().numpy()
+    low = torch.empty(weights.shape, dtype=torch.bfloat16)
+    norms, lost = torch.empty(len(matrix)), torch.empty(len(matrix))
+    arrays = (matrix, low.view(torch.int16).numpy(), norms.numpy(), lost.numpy())
+    share_rows(len(matrix), lambda start, stop: _rounded(*arrays, start, stop))
+    return low, norms, lost
+
+
+@compiled
+def _rounded(
+    weights: np.ndarray,
+    low: np.ndarray,
+    norms: np.ndarray,
+    lost: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """To the nearest bfloat16, of two as near to the one with an even last bit."""
+    bits = weights.view(np.int32)
+    kept = np.empty(weights.shape[1], np.int32)
+    for row in range(start, stop):
+        for i in range(len(kept)):
+            kept[i] = (bits[row, i] + 0x7FFF + ((bits[row, i] >> 16) & 1)) & -0x10000
+            low[row, i] = kept[i] >> 16
+        norms[row] = np.sqrt(_product(weights[row], weights[row]))
+        lost[row] = _distance(weights[row], kept.view(np.float32))
 
 
 def by_latent(entries: Entries, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:

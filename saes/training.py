@@ -53,6 +53,7 @@ from saes.constraints import (
 )
 from saes.folder import load_sae, save_sae
 from saes.losses import total_variance
+from saes.memory import keep_freed_memory
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.replicas import Replicas
 from saes.sharded import Shards
@@ -208,6 +209,7 @@ def fit(
     returns the SAEs, the others none. Raises `UserError` where a config does not fit the source or
     the division, `Failure` where activations or the loss are not finite.
     """
+    keep_freed_memory()
     ranks = division.ranks
     sources = source if isinstance(source, Sequence) else [source] * len(jobs)
     with contextlib.ExitStack() as held:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saes import reduced, selection
+from saes import reduced, selection, selection_cpu
 from saes.reduced import ReducedEncoder, Scores
 from saes.selection_cpu import kth_largest
 
@@ -84,3 +84,16 @@ def test_the_kth_largest_by_bits_is_that_by_sorting(n: int, k: int, bits: int, s
     ordered = numbers.sort(descending=True).values
     wanted = max(0, int(ordered[k - 1])) if k <= n else 0
     assert kth_largest(numbers.numpy(), k, 31) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(s=st.integers(0, 20), d=st.integers(1, 70), seed=st.integers(0, 999))
+def test_weights_are_rounded_as_torch_rounds(s: int, d: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(s, d, generator=generator) * 10 ** torch.randint(-4, 5, (s, 1))
+    halves = torch.randint(-(2**10), 2**10, (s, d), generator=generator) + 0.5  # as near to two
+    for rows in (weights, halves):
+        found, wanted = selection_cpu.rounded(rows), reduced.rounded_reference(rows)
+        assert torch.equal(found[0].view(torch.int16), wanted[0].view(torch.int16))
+        for a, b in zip(found[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=0.0)

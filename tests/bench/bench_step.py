@@ -5,10 +5,15 @@ rate of a large matrix product, or the bytes it must move at the rate of a large
 takes longer. Both rates are measured first. The floor of the step is the sum of the floors; the
 dense encoder product is most of it.
 
+The plain step runs as plain code does, and once more with `saes.memory`'s setting, from which it
+gains too: most of its time beyond the products goes into memory that the system hands out anew.
+
 `python -m tests.bench.bench_step` prints the tables.
 """
 
+import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +25,7 @@ from torch.nn import functional
 from saes import kernels, selection
 from saes.activations import TopK
 from saes.constraints import normalise_decoder, project_decoder_gradient
+from saes.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from saes.reduced import ReducedEncoder
 from saes.training import TrainConfig, fresh_state, train_step
 from saes.types import Chosen
@@ -31,6 +37,9 @@ LIVE_SHARE = 0.75
 """Share of the latents that fire where some are dead."""
 DEAD_SIZE = 0.25
 ROUNDS = 5
+ENCODERS = {"sparse kernels": "float32", "sparse kernels, bfloat16 encoder": "bfloat16"}
+M_MMAP_THRESHOLD = -3
+"""A name of glibc's `mallopt`."""
 
 
 def measure() -> pd.DataFrame:
@@ -39,16 +48,40 @@ def measure() -> pd.DataFrame:
     for d_sae in SIZES:
         for dead in (False, True):
             x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0))
+            plain = dense_step(d_sae, dead, x)
             ways = {
-                "dense autograd": dense_step(d_sae, dead, x),
-                "sparse kernels": sparse_step(d_sae, dead, x, "float32"),
-                "sparse kernels, bfloat16 encoder": sparse_step(d_sae, dead, x, "bfloat16"),
+                "dense autograd": in_memory(default_memory, plain),
+                "the same, freed memory kept": in_memory(keep_freed_memory, plain),
             }
-            table = side_by_side(ways, BATCH, "tokens", ROUNDS)
+            for name, encoder in ENCODERS.items():
+                step = sparse_step(d_sae, dead, x, encoder)
+                ways[name] = in_memory(keep_freed_memory, step)
+            table = side_by_side(ways, BATCH, "tokens", ROUNDS, settle=True)
             table.insert(0, "latents", d_sae)
             table.insert(1, "dead", f"{1 - LIVE_SHARE:.0%}" if dead else "none")
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def in_memory(prepare: Callable[[], object], step: Callable[[], object]) -> Callable[[], None]:
+    """A step before which the C library is told what to do with freed memory."""
+
+    def prepared() -> None:
+        prepare()
+        step()
+
+    return prepared
+
+
+def default_memory() -> None:
+    """Give memory back to the system as glibc does by itself once it has seen large arrays."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for name, value in (
+            (M_MMAP_MAX, 2**16),
+            (M_MMAP_THRESHOLD, 2**25),
+            (M_TRIM_THRESHOLD, 2**26),
+        ):
+            mallopt(name, value)
 
 
 def dead_latents(d_sae: int) -> torch.Tensor:
@@ -173,6 +206,7 @@ def parts(d_sae: int = 4608) -> pd.DataFrame:
     config = TrainConfig(
         d_sae=d_sae, activation=TopK(k=K), steps=10**6, normalize="none", auxk_alpha=0.0
     )
+    keep_freed_memory()
     state = fresh_state(config, x, "cpu")
     for _ in range(3):
         train_step(state, x, config)

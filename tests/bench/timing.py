@@ -9,7 +9,12 @@ import pandas as pd
 
 
 def side_by_side(
-    ways: Mapping[str, Callable[[], object]], work: float, unit: str, rounds: int = 5
+    ways: Mapping[str, Callable[[], object]],
+    work: float,
+    unit: str,
+    rounds: int = 5,
+    *,
+    settle: bool = False,
 ) -> pd.DataFrame:
     """Rate of each way, in turns A B C A B C ..., after one round of warm-up.
 
@@ -18,6 +23,8 @@ def side_by_side(
         work: units of work that one call does.
         unit: their name.
         rounds: counted rounds.
+        settle: call each way once more before it is timed, in the cache and memory that the way
+            before it left.
 
     Returns:
         A row a way: median rate, its range over the rounds, and the median of the round-by-round
@@ -26,6 +33,8 @@ def side_by_side(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for counted in range(-1, rounds):
         for name, way in ways.items():
+            if settle:
+                way()
             started = time.perf_counter()
             way()
             if counted >= 0:
