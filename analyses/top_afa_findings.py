@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,10 @@ def differing_layers(measured: Measured, family: Family) -> Estimate:
         settings = sorted({r.cell.setting for r in of_seed})
         by_setting = [[r for r in of_seed if r.cell.setting == s] for s in settings]
         found.append(np.mean([worst(rs, "fvu") != worst(rs, "elbo") for rs in by_setting]))
-    return mean_interval(np.array(found))
+    share = mean_interval(np.array(found))
+    if share.low is None or share.high is None:
+        return share
+    return replace(share, low=max(0.0, share.low), high=min(1.0, share.high))
 
 
 def worst(results: Sequence[Result], name: str) -> int:
