@@ -272,25 +272,26 @@ def parts(d_sae: int = 4608) -> pd.DataFrame:
     return found
 
 
-def selections(d_sae: int = 4608) -> pd.DataFrame:
+def selections() -> pd.DataFrame:
     """Rows a second of top-AFA's selection beside the full sort, at first and after training."""
-    generator = torch.Generator().manual_seed(0)
-    norms = torch.ones(d_sae)
-    scores = torch.randn(BATCH, d_sae, generator=generator)
-    regimes = {
-        # Half of all pre-activations are positive, and nearly all of them are needed.
-        "at initialisation": (scores, 0.98 * scores.relu().norm(dim=1)),
-        "about 100 fire": (scores - 2.0, 0.98 * (scores - 2.0).relu().norm(dim=1)),
-    }
     tables = []
-    for regime, (pre, target) in regimes.items():
-        ways = {
-            "full sort": lambda p=pre, t=target: selection.nearest_norm_reference(p, norms, t),
-            "histogram": lambda p=pre, t=target: selection.nearest_norm(p, norms, t),
-        }
-        table = side_by_side(ways, BATCH, "rows", ROUNDS)
-        table.insert(0, "regime", regime)
-        tables.append(table)
+    for d_sae in SIZES:
+        norms = torch.ones(d_sae)
+        scores = torch.randn(BATCH, d_sae, generator=torch.Generator().manual_seed(0))
+        # At first half of all pre-activations are positive, and nearly all of them are needed.
+        for regime, pre in (("at initialisation", scores), ("few fire", scores - 2.0)):
+            target = 0.98 * pre.relu().norm(dim=1)
+            ways = {
+                name: lambda select=select, p=pre, t=target, n=norms: select(p, n, t)
+                for name, select in (
+                    ("full sort", selection.nearest_norm_reference),
+                    ("histogram", selection.nearest_norm),
+                )
+            }
+            table = side_by_side(ways, BATCH, "rows", ROUNDS, settle=True)
+            table.insert(0, "latents", d_sae)
+            table.insert(1, "regime", regime)
+            tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
