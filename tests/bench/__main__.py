@@ -11,11 +11,12 @@ from tests.bench import bench_step, capture, clicks, index
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
 them; the last column is the median of the ratios within a round. Dense autograd is the same TopK
 step written down plainly, once as plain code runs and once with the memory setting that training
-uses (`saes.memory`); where a quarter of the latents are dead all run AuxK on them, and each row finds
-as many positive dead latents as AuxK takes. A part's floor is its operations at the rate of a large matrix product or its bytes at that of a large copy,
-whichever takes longer. The feature loop only finds statistics and example rows, no contexts,
-tokens, logits or neighbours. Clicks are on the dashboard with 18,432 features, from the press of
-the button to the frame that shows it; the longest filter is the first, before it is cached."""
+uses (`saes.memory`). Where a quarter of the latents are dead all ways run AuxK, and each row finds
+as many positive dead latents as AuxK takes. A part's floor is its operations at the rate of a large
+matrix product or its bytes at that of a large copy, whichever takes longer. The feature loop only
+finds statistics and example rows, no contexts, tokens, logits or neighbours. Clicks are on the
+dashboard with 18,432 features, from the press of the button to the frame that shows it; the longest
+filter is the first, before it is cached."""
 
 
 def main() -> None:
