@@ -26,6 +26,8 @@ SHIFT = 21
 N_BUCKETS = 1 << (31 - SHIFT)
 CLASS_SIZE = 16
 """Entries that share a maximum, but where many are wanted."""
+FEW = 64
+"""So many numbers are sorted fastest by insertion."""
 LARGEST = 0x7FFF_FFFF
 """Latents are numbered below this."""
 
@@ -273,11 +275,24 @@ def in_order(bits: int, latent: int) -> Any:
 @compiled
 def write_strongest(found: np.ndarray, values: np.ndarray, indices: np.ndarray) -> None:
     """The strongest of some entries `in_order`, the bits of their values and their latents."""
-    ordered = np.sort(found)
-    for place in range(min(len(values), len(ordered))):
-        entry = ordered[len(ordered) - 1 - place]
-        values[place] = entry >> 32
-        indices[place] = LARGEST - (entry & LARGEST)
+    if len(found) > FEW:
+        found[:] = np.sort(found)[::-1]
+    else:
+        _sort_few(found)
+    for place in range(min(len(values), len(found))):
+        values[place] = found[place] >> 32
+        indices[place] = LARGEST - (found[place] & LARGEST)
+
+
+@compiled
+def _sort_few(numbers: np.ndarray) -> None:
+    """Put the largest first, by insertion."""
+    for end in range(1, len(numbers)):
+        number, place = numbers[end], end
+        while place > 0 and numbers[place - 1] < number:
+            numbers[place] = numbers[place - 1]
+            place -= 1
+        numbers[place] = number
 
 
 def nominated_top_k(
