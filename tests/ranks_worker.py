@@ -57,6 +57,8 @@ SHARDED: dict[str, dict] = {
     "sharded_large": {"activation": TopK(k=2), "d_sae": 1537, "steps": 6},
 }
 """Trained with the latents divided."""
+WIDENED = "top_afa"
+"""Begun by one process and finished by two, the rows divided."""
 SMALL = ("--context", "16", "--batch-sequences", "4", "--dtype", "float32")
 STREAM = (
     "train", "{folder}/tiny", "--corpus", "{folder}/corpus.jsonl", "--site", SITE, "--d-sae", "64",
@@ -145,12 +147,14 @@ def make_stream(corpus: Path, ranks: Ranks) -> StreamSource:
 
 
 def resume(ranks: Ranks, folder: Path) -> None:
-    """The killed training, the commands, and a capture in which rank 1 dies.
+    """The killed training, that of one process, the commands, and a capture in which rank 1 dies.
 
     It dies in its second shard: three passes find the widths, one the norms, three make a shard.
     """
     killed = make_job(ranks, folder / "killed", "sharded")
     fit([killed], Rows(), progress=False, division=Shards(ranks=ranks))
+    widened = make_job(ranks, folder / "widened", WIDENED)
+    fit([widened], Rows(), progress=False, division=Replicas(ranks=ranks))
     for arguments in COMMANDS:
         assert dispatch([argument.format(folder=folder) for argument in arguments]) == 0
     model, seen = tiny_llama(0), []

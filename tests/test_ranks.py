@@ -20,7 +20,17 @@ from pathlib import Path
 import pytest
 import ranks_worker
 import torch
-from ranks_worker import CASES, COMMANDS, SHARDED, SITE, SMALL, Rows, make_job, make_stream
+from ranks_worker import (
+    CASES,
+    COMMANDS,
+    SHARDED,
+    SITE,
+    SMALL,
+    WIDENED,
+    Rows,
+    make_job,
+    make_stream,
+)
 from safetensors.torch import load_file
 from test_store import config_for, contents, write_corpus
 
@@ -89,9 +99,19 @@ def alone(place: Path) -> dict[str, Run]:
     return {name: job.run for name, job in jobs.items()}
 
 
+def stop_at_step_21(run: Run, made: Path) -> None:
+    """Give a run what another one had when it was at step 21 of 24."""
+    old = checkpoint_paths(made)[0]
+    assert old.name == "step-000021"
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / old.name).symlink_to(old)
+    (run.path / "metrics.jsonl").write_bytes((made / "metrics.jsonl").read_bytes())
+
+
 @pytest.fixture(scope="module")
-def resumed(place: Path) -> Path:
-    """The killed training gone on, and a capture that was killed in its turn."""
+def resumed(place: Path, alone: dict[str, Run]) -> Path:
+    """The killed training gone on, one process's by two, and a capture killed in its turn."""
+    stop_at_step_21(make_job(ALONE, place / "widened", WIDENED).run, alone[WIDENED].path)
     config = config_for(str(place / "corpus.jsonl"))
     run = Run.create(place, "store", config.run_config())
     run.path.rename(place / "store")
@@ -143,19 +163,29 @@ def test_a_killed_sharded_run_ends_with_the_same_bits(resumed):
     assert all(torch.equal(found[0][name], wanted[0][name]) for name in wanted[0])
 
 
-def test_a_sharded_checkpoint_serves_any_number_of_ranks(place, alone, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("batch_topk", ["state.json", "state.safetensors"]),
+        (
+            "sharded_odd",
+            ["state-0-of-2.safetensors", "state-1-of-2.safetensors", "state.json"],
+        ),
+    ],
+)
+def test_a_checkpoint_of_two_processes_serves_one(place, alone, tmp_path, name, files):
     """One process goes on from step 21 of two, and ends where one process ends."""
-    (made,) = place.glob("sharded_odd-*")
-    job = make_job(ALONE, tmp_path, "sharded_odd")
-    old = checkpoint_paths(made)[0]
-    assert sorted(path.name for path in old.iterdir()) == [
-        "state-0-of-2.safetensors", "state-1-of-2.safetensors", "state.json",
-    ]  # fmt: skip
-    (job.run.path / "checkpoints").mkdir()
-    (job.run.path / "checkpoints" / old.name).symlink_to(old)
-    (job.run.path / "metrics.jsonl").write_bytes((made / "metrics.jsonl").read_bytes())
+    (made,) = place.glob(f"{name}-*")
+    assert sorted(path.name for path in checkpoint_paths(made)[0].iterdir()) == files
+    job = make_job(ALONE, tmp_path, name)
+    stop_at_step_21(job.run, made)
     fit([job], Rows(), progress=False)
-    assert_same_training(job.run.path, alone["sharded_odd"].path)
+    assert_same_training(job.run.path, alone[name].path)
+
+
+def test_a_checkpoint_of_one_process_serves_two(resumed, alone):
+    (made,) = (resumed / "widened").iterdir()
+    assert_same_training(made, alone[WIDENED].path)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3])
