@@ -294,16 +294,18 @@ class SparseAutoencoder(nn.Module):
 
     def _scores(self, rows: Tensor, dtype: torch.dtype) -> Iterator[Scores]:
         """Pre-activations of a few rows at a time, in the same memory."""
-        weights, bias, reduced = self.encoder, self.encoder_bias, None
+        encoder, bias, reduced = self.encoder, self.encoder_bias, None
         if dtype == torch.bfloat16:
-            reduced = ReducedEncoder.of(weights, bias)
-            weights, bias = reduced.low_weights, reduced.low_bias
+            reduced = ReducedEncoder.of(encoder, bias)
         n_rows = min(len(rows), max(1, PRE_BYTES // (self.config.d_sae * dtype.itemsize)))
         memory = torch.empty(n_rows, self.config.d_sae, dtype=dtype, device=rows.device)
         for part in (rows - self.centre).split(max(1, n_rows)):
-            low = part.to(dtype)
-            pre = torch.addmm(bias, low, weights, out=memory[: len(part)])
-            yield Scores(pre=pre, rows=part, low_rows=low, reduced=reduced)
+            pre = memory[: len(part)]
+            if reduced is None:
+                torch.addmm(bias, part, encoder, out=pre)
+                yield Scores(pre=pre, rows=part, low_rows=part, reduced=None)
+            else:
+                yield reduced.scores(part, pre)
 
     def _pick(self, scores: Scores, training: bool, progress: float) -> Chosen:
         """The entries of some rows."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from saes import kernels, selection, selection_cpu
 from saes.types import Chosen, Codes
@@ -39,10 +40,8 @@ class ReducedEncoder:
     """In float32."""
     bias: Float[Tensor, " s"]
     """In float32."""
-    low_weights: Float[Tensor, "d s"]
-    """In bfloat16."""
-    low_bias: Float[Tensor, " s"]
-    """In bfloat16."""
+    low_weights: Float[Tensor, "e s"]
+    """In bfloat16, the bias in a row under the weights, and zeros: one product does both."""
     errors: Float[Tensor, "3 s"]
     """What a score's error is at most: the norm of what rounding took from the row times the first,
     the norm of what it left times the second, and the third."""
@@ -52,24 +51,40 @@ class ReducedEncoder:
         """Round an encoder and measure what is lost."""
         in_one_pass = weights.device.type == "cpu"
         rounded = selection_cpu.rounded if in_one_pass else rounded_reference
-        low_weights, norms, lost = rounded(weights.T)
-        low_bias = bias.bfloat16()
+        d = len(weights)
+        low_weights, norms, lost = rounded(weights.T, padded_width(d))
+        low_weights[:, d] = bias
+        bias_lost = (bias - low_weights[:, d]).abs()
         return ReducedEncoder(
             weights=weights,
             bias=bias,
             low_weights=low_weights.T,
-            low_bias=low_bias,
-            errors=torch.stack([norms, lost + SUM_ROUNDING * norms, (bias - low_bias).abs()]),
+            errors=torch.stack([norms, lost + SUM_ROUNDING * norms, bias_lost]),
         )
+
+    def scores(self, rows: Float[Tensor, "n d"], memory: Float[Tensor, "n s"]) -> "Scores":
+        """The rounded pre-activations of centred inputs, in `memory`."""
+        d = rows.shape[1]
+        low_rows = memory.new_zeros(len(rows), padded_width(d))
+        low_rows[:, :d] = rows
+        low_rows[:, d] = 1
+        pre = torch.mm(low_rows, self.low_weights, out=memory)
+        return Scores(pre=pre, rows=rows, low_rows=low_rows, reduced=self)
+
+
+def padded_width(d: int) -> int:
+    """Room for `d` numbers and a bias, in whole tiles of the processor's matrix unit."""
+    return (d // 32 + 1) * 32
 
 
 def rounded_reference(
-    weights: Float[Tensor, "s d"],
-) -> tuple[Float[Tensor, "s d"], Float[Tensor, " s"], Float[Tensor, " s"]]:
-    """Rows in bfloat16, their norms, and the norms of what rounding takes from them."""
+    weights: Float[Tensor, "s d"], width: int
+) -> tuple[Float[Tensor, "s e"], Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """Rows in bfloat16, as wide as asked, their norms, and those of what rounding takes off."""
     low = weights.bfloat16()
     lost = torch.linalg.vector_norm(weights - low, dim=1)
-    return low, torch.linalg.vector_norm(weights, dim=1), lost
+    padded = functional.pad(low, (0, width - weights.shape[1]))
+    return padded, torch.linalg.vector_norm(weights, dim=1), lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +95,8 @@ class Scores:
     """The scores of all latents."""
     rows: Float[Tensor, "n d"]
     """The centred inputs they are of."""
-    low_rows: Float[Tensor, "n d"]
-    """The inputs as the product read them."""
+    low_rows: Float[Tensor, "n e"]
+    """The inputs as the product read them, and what stands beside them."""
     reduced: ReducedEncoder | None
     """What made rounded scores; None where they are float32."""
 
@@ -107,8 +122,9 @@ class Scores:
     def top_k_reference(self, k: int, latents: Int[Tensor, " m"]) -> Codes:
         """`top_k` of rounded scores, the same error taken for all of a row."""
         assert self.reduced is not None, "exact scores nominate nothing"
-        lost = torch.linalg.vector_norm(self.rows - self.low_rows, dim=1)
-        left = torch.linalg.vector_norm(self.low_rows, dim=1, dtype=torch.float32)
+        low = self.low_rows[:, : self.rows.shape[1]]
+        lost = torch.linalg.vector_norm(self.rows - low, dim=1)
+        left = torch.linalg.vector_norm(low, dim=1, dtype=torch.float32)
         worst = self.reduced.errors[:, latents].amax(1)
         errors = lost * worst[0] + left * worst[1] + worst[2]
         found = selection.nominees(self.pre[:, latents], k, errors, SCORE_ROUNDING)

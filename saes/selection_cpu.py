@@ -298,7 +298,7 @@ def _sort_few(numbers: np.ndarray) -> None:
 def nominated_top_k(
     scores: Float[Tensor, "b m"],
     rows: Float[Tensor, "b d"],
-    low_rows: Float[Tensor, "b d"],
+    low_rows: Float[Tensor, "b e"],
     weights: Float[Tensor, "s d"],
     bias: Float[Tensor, " s"],
     errors: Float[Tensor, "3 s"],
@@ -446,11 +446,11 @@ def _product(a: np.ndarray, b: np.ndarray) -> Any:
 
 
 def rounded(
-    weights: Float[Tensor, "s d"],
-) -> tuple[Float[Tensor, "s d"], Float[Tensor, " s"], Float[Tensor, " s"]]:
+    weights: Float[Tensor, "s d"], width: int
+) -> tuple[Float[Tensor, "s e"], Float[Tensor, " s"], Float[Tensor, " s"]]:
     """See `saes.reduced.rounded_reference`; on the CPU, in one pass."""
     matrix = weights.detach().contiguous().numpy()
-    low = torch.empty(weights.shape, dtype=torch.bfloat16)
+    low = torch.empty(len(matrix), width, dtype=torch.bfloat16)
     norms, lost = torch.empty(len(matrix)), torch.empty(len(matrix))
     arrays = (matrix, low.view(torch.int16).numpy(), norms.numpy(), lost.numpy())
     share_rows(len(matrix), lambda start, stop: _rounded(*arrays, start, stop))
@@ -473,6 +473,7 @@ def _rounded(
         for i in range(len(kept)):
             kept[i] = (bits[row, i] + 0x7FFF + ((bits[row, i] >> 16) & 1)) & -0x10000
             low[row, i] = kept[i] >> 16
+        low[row, len(kept) :] = 0
         norms[row] = np.sqrt(_product(weights[row], weights[row]))
         lost[row] = _distance(weights[row], kept.view(np.float32))
 

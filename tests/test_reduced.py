@@ -17,10 +17,8 @@ def make_scores(b: int, d: int, s: int, seed: int, *, spread: float = 0.0) -> Sc
     sizes = torch.exp(spread * torch.randn(s, generator=generator))
     weights = (torch.randint(-300, 300, (d, s), generator=generator) * sizes).round()
     bias = torch.randint(-9000, 9000, (s,), generator=generator).float()
-    encoder = ReducedEncoder.of(weights, bias)
-    low_rows = rows.bfloat16()
-    pre = torch.addmm(encoder.low_bias, low_rows, encoder.low_weights)
-    return Scores(pre=pre, rows=rows, low_rows=low_rows, reduced=encoder)
+    memory = torch.empty(b, s, dtype=torch.bfloat16)
+    return ReducedEncoder.of(weights, bias).scores(rows, memory)
 
 
 def exact(scores: Scores) -> torch.Tensor:
@@ -66,9 +64,7 @@ def test_rows_with_few_positive_entries_or_none(shift: float) -> None:
     rows = torch.randint(-200, 200, (50, 8), generator=generator).float()
     weights = torch.randint(-30, 30, (8, 300), generator=generator).float()
     encoder = ReducedEncoder.of(weights, torch.full((300,), shift))
-    low_rows = rows.bfloat16()
-    pre = torch.addmm(encoder.low_bias, low_rows, encoder.low_weights)
-    scores = Scores(pre=pre, rows=rows, low_rows=low_rows, reduced=encoder)
+    scores = encoder.scores(rows, torch.empty(50, 300, dtype=torch.bfloat16))
     found, wanted = scores.top_k(20), selection.top_k_reference(exact(scores), 20)
     assert torch.equal(found.values, wanted.values)
     assert torch.equal(found.indices, wanted.indices)
@@ -93,7 +89,8 @@ def test_weights_are_rounded_as_torch_rounds(s: int, d: int, seed: int) -> None:
     weights = torch.randn(s, d, generator=generator) * 10 ** torch.randint(-4, 5, (s, 1))
     halves = torch.randint(-(2**10), 2**10, (s, d), generator=generator) + 0.5  # as near to two
     for rows in (weights, halves):
-        found, wanted = selection_cpu.rounded(rows), reduced.rounded_reference(rows)
+        found = selection_cpu.rounded(rows, d + 3)
+        wanted = reduced.rounded_reference(rows, d + 3)
         assert torch.equal(found[0].view(torch.int16), wanted[0].view(torch.int16))
         for a, b in zip(found[1:], wanted[1:], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=0.0)
