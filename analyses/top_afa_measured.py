@@ -34,7 +34,7 @@ class Config:
     easier to choose than k, and what the epsilon-LBO says that the FVU does not. What is trained is
     kept below the root: a stopped study goes on where it was.
 
-    Example: lorgnette analyse top-afa --config.seeds 1 --config.steps 100
+    Example: lorgnette analyse top-afa --seeds 1 --steps 100
 
     Options left at None take the preset's value.
     """

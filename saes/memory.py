@@ -2,8 +2,8 @@
 
 Every step makes the same large arrays anew: gradients, reconstructions, errors. The C library gives
 memory of that size back to the system at once, and the system hands it out again page by page and
-filled with zeros, which can cost more than what is computed into it (18,432 latents of width 576:
-42,000 pages a step). Keeping what was freed costs no more memory than the largest step needs.
+filled with zeros, which can cost more than what is computed into it. What is kept is at most what
+the process held at its largest.
 """
 
 import ctypes
