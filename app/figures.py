@@ -18,7 +18,7 @@ METRIC_TITLES: Mapping[str, str] = {
     "fvu": "Variance unexplained (FVU, share)",
     "l0": "Active features (L0, per token)",
     "dead_share": "Dead features (share)",
-    "code_over_input": "Code norm over input norm (1: neither over- nor under-activated)",
+    "code_over_input": "Code norm over input norm (1: equal)",
     "tokens_per_s": "Speed (tokens per second)",
     "mse": "Reconstruction loss (MSE term)",
     "auxk": "Dead-feature loss (AuxK term)",
