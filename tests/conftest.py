@@ -1,7 +1,11 @@
 """Fixtures that several test modules share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from artifact_tree import Tree, make_report, make_tree
+from browsing import ARGUMENTS, CHROMIUM, serving
 
 from probe.errors import Failure
 from probe.language import LanguageModel
@@ -34,3 +38,51 @@ def smollm2() -> LanguageModel:
         return load_model("smollm2", dtype="float32")
     except Failure as failure:
         pytest.skip(f"SmolLM2 cannot be had here: {failure}")
+
+
+# ------------------------------------------------------------- a real browser on a real server
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window."""
+    playwright_api = pytest.importorskip("playwright.sync_api")
+    playwright_api.expect.set_options(timeout=60_000)
+    with playwright_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh tab that fails the test on an error nobody caught and on a request to elsewhere."""
+    tab = browser.new_page(viewport={"width": 1440, "height": 1300})
+    tab.set_default_timeout(60_000)
+    elsewhere: list[str] = []
+    tab.on(
+        "request",
+        lambda request: None if is_local(request.url) else elsewhere.append(request.url),
+    )
+    yield tab
+    assert not elsewhere, f"the dashboard asked the network for {elsewhere}"
+    tab.close()
+
+
+def is_local(url: str) -> bool:
+    """Whether a browser asks its own machine."""
+    return url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
+
+
+@pytest.fixture(scope="session")
+def browsed(tmp_path_factory) -> Tree:
+    """The artifacts that `address` serves."""
+    made = make_tree(tmp_path_factory.mktemp("browser"))
+    make_report(made.root)
+    return made
+
+
+@pytest.fixture(scope="session")
+def address(browsed) -> Iterator[str]:
+    """Where a dashboard is served, to all browser tests."""
+    yield from serving(browsed.root)

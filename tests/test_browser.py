@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from artifact_tree import Tree, make_report, make_tree, make_wide_tree
-from browsing import ARGUMENTS, CHROMIUM, click_row, serving
+from artifact_tree import make_wide_tree
+from browsing import CHROMIUM, click_row, serving
 
 WIDTH = 18_432
 """Features of the wide index: the largest dictionary that the project trains."""
@@ -14,49 +14,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}"),
 ]
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-expect = playwright_api.expect
-expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window."""
-    with playwright_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A fresh tab that fails the test on an error nobody caught and on a request to elsewhere."""
-    tab = browser.new_page(viewport={"width": 1440, "height": 1300})
-    tab.set_default_timeout(60_000)
-    elsewhere: list[str] = []
-    tab.on(
-        "request",
-        lambda request: None if is_local(request.url) else elsewhere.append(request.url),
-    )
-    yield tab
-    assert not elsewhere, f"the dashboard asked the network for {elsewhere}"
-    tab.close()
-
-
-def is_local(url: str) -> bool:
-    return url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Tree:
-    made = make_tree(tmp_path_factory.mktemp("browser"))
-    make_report(made.root)
-    return made
-
-
-@pytest.fixture(scope="module")
-def address(tree) -> Iterator[str]:
-    yield from serving(tree.root)
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +40,8 @@ def no_trouble(page) -> None:
     assert page.get_by_test_id("stAlert").count() == 0
 
 
-def test_deep_link_is_the_first_address_a_new_server_is_asked_for(page, address, tree):
-    name = tree.sae.path.name
+def test_deep_link_is_the_first_address_a_new_server_is_asked_for(page, address, browsed):
+    name = browsed.sae.path.name
     page.goto(f"{address}/feature?sae={name}&feature=9")
     expect(page.get_by_role("heading", level=1)).to_have_text("Feature 9")
     expect(page.get_by_role("link", name="Prompt lab", exact=True)).to_be_visible()
@@ -91,10 +49,10 @@ def test_deep_link_is_the_first_address_a_new_server_is_asked_for(page, address,
     no_trouble(page)
 
 
-def test_main_path(page, address, tree):
+def test_main_path(page, address, browsed):
     page.goto(address)
     expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
-    expect(page.get_by_text(tree.sae.path.name).first).to_be_visible()
+    expect(page.get_by_text(browsed.sae.path.name).first).to_be_visible()
     expect(page.get_by_role("columnheader", name="CE recovered")).to_be_visible()
 
     go(page, "Features")
@@ -116,7 +74,7 @@ def test_main_path(page, address, tree):
     expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"Feature \d+"))
     expect(page.get_by_text("Strongest", exact=True)).to_be_visible()
     first = title(page)
-    assert f"feature={first.split()[1]}" in page.url and tree.sae.path.name in page.url
+    assert f"feature={first.split()[1]}" in page.url and browsed.sae.path.name in page.url
 
     page.get_by_role("button", name="Next").click()
     expect(page.get_by_role("heading", level=1)).not_to_have_text(first)
@@ -125,7 +83,7 @@ def test_main_path(page, address, tree):
     page.get_by_role("button", name="Random").click()
     expect(page.get_by_text("Strongest", exact=True)).to_be_visible()
     page.get_by_role("button", name="Link").click()
-    expect(page.get_by_text(f"{address}/feature?sae={tree.sae.path.name}")).to_be_visible()
+    expect(page.get_by_text(f"{address}/feature?sae={browsed.sae.path.name}")).to_be_visible()
     page.keyboard.press("Escape")
 
     own = page.get_by_placeholder("Type a sentence and press Enter")
