@@ -84,6 +84,11 @@ STUDIES = (
         module="analyses.benchmark",
         line="what an SAE is good for: probing, perturbation, absorption, matching, coherence",
     ),
+    Study(
+        name="dose-response",
+        module="analyses.dose_response",
+        line="what a steering recipe does at which strength, and its cost, beside its controls",
+    ),
 )
 """Every study there is, in the order in which they are listed."""
 

@@ -1,7 +1,7 @@
 """Figures of reports (plotly): one look for all of them, readable at 900 x 480 pixels.
 
-Four forms: `lines` with bands, `points` with intervals, `bars` with intervals, `image_grid`. Every
-interval is a 95 % one (`analyses.statistics.Estimate`).
+Five forms: `lines` with bands and `panels` of them, `points` with intervals, `bars` with intervals,
+`image_grid`. Every interval is a 95 % one (`analyses.statistics.Estimate`).
 
 Colours follow the dashboard's, in an order in which neighbours differ in lightness as well as hue,
 so they can be told apart without colour vision; lines also differ in dash and marker, and `lines`
@@ -37,6 +37,8 @@ LEVELS = 127
 """Steps of brightness on either side of zero in a picture: one byte a pixel in the JSON."""
 LINE_HEIGHT = 19
 """Pixels between the names of two lines."""
+PANEL_HEIGHT = 250
+"""Pixels of a row of panels."""
 GAP = 1
 """Pixels between the images of a grid."""
 
@@ -163,6 +165,48 @@ def lines(
     return figure
 
 
+def panels(
+    shown: Mapping[str, Sequence[Line]], *, title: str, x: Axis, y: Axis, columns: int = 3
+) -> go.Figure:
+    """Small figures of lines side by side, by name; lines of one name share colour and legend."""
+    n_rows = -(-len(shown) // columns)
+    columns = min(columns, len(shown))
+    figure = make_subplots(
+        rows=n_rows, cols=columns, subplot_titles=list(shown), horizontal_spacing=0.09,
+        vertical_spacing=0.16 / max(n_rows - 1, 1),
+    )  # fmt: skip
+    names = list(dict.fromkeys(line.name for series in shown.values() for line in series))
+    seen: set[str] = set()
+    for place, series in enumerate(shown.values()):
+        at = {"row": place // columns + 1, "col": place % columns + 1}
+        for line in series:
+            _add_band(figure, line, SERIES[names.index(line.name) % len(SERIES)], "linear", at)
+        for line in series:
+            number = names.index(line.name)
+            colour = SERIES[number % len(SERIES)]
+            figure.add_scatter(
+                x=list(line.x), y=[e.value for e in line.y], name=line.name, mode="lines+markers",
+                line={"color": colour, "width": 2, "dash": DASHES[number % len(DASHES)]},
+                marker={"symbol": MARKERS[number % len(MARKERS)], "size": 6, "color": colour},
+                customdata=[_interval_text(e) for e in line.y], legendgroup=line.name,
+                hovertemplate="%{x}: %{y:.4g} %{customdata}", showlegend=line.name not in seen,
+                **at,
+            )  # fmt: skip
+            seen.add(line.name)
+    _dress(figure, title, x, y)
+    figure.for_each_yaxis(lambda axis: axis.update(title_text=""))
+    figure.update_yaxes(title_text=y.title, col=1)
+    figure.for_each_xaxis(lambda axis: axis.update(title_text=""))
+    figure.update_xaxes(title_text=x.title, row=n_rows)
+    figure.update_layout(
+        height=ABOVE + BELOW + PANEL_HEIGHT * n_rows,
+        margin={"r": 24},
+        legend={"orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 1,
+                "xanchor": "right"},
+    )  # fmt: skip
+    return figure
+
+
 def points(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Figure:
     """Points with intervals both ways, each named beside it; groups differ in colour and marker."""
     figure = go.Figure()
@@ -253,8 +297,10 @@ def montage(images: Float[np.ndarray, "n h w"], columns: int) -> np.ndarray:
     return sheet
 
 
-def _add_band(figure: go.Figure, line: Line, colour: str, shape: str) -> None:
-    """The intervals of a line as a band, where it has any."""
+def _add_band(
+    figure: go.Figure, line: Line, colour: str, shape: str, at: Mapping[str, int] | None = None
+) -> None:
+    """The intervals of a line as a band, where it has any; in a panel, where one is given."""
     known = [(x, e.low, e.high) for x, e in zip(line.x, line.y, strict=True) if e.low is not None]
     if not known:
         return
@@ -262,7 +308,7 @@ def _add_band(figure: go.Figure, line: Line, colour: str, shape: str) -> None:
     figure.add_scatter(
         x=[*places, *places[::-1]], y=[*high, *low[::-1]], fill="toself", mode="lines",
         fillcolor=_faded(colour, 0.16), line={"width": 0, "shape": shape}, hoverinfo="skip",
-        showlegend=False, name=f"{line.name}, 95 % interval",
+        showlegend=False, name=f"{line.name}, 95 % interval", **(at or {}),
     )  # fmt: skip
 
 

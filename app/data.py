@@ -8,6 +8,7 @@ evaluation are runs inside that folder; of several complete ones the newest coun
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,33 @@ def source_name(sae: Run) -> str:
     """Name of the activation store that an SAE was trained on; empty for a stream."""
     source = sae.config.get("source")
     return str(source.get("store") or "") if isinstance(source, dict) else ""
+
+
+# ---------------------------------------------------------------------------------------- recipes
+
+
+def recipe_folder() -> Path:
+    """Where recipes are kept."""
+    return artifact_root() / "recipes"
+
+
+def saved_recipes() -> list[Path]:
+    """The files of all saved recipes, by name."""
+    return sorted(recipe_folder().glob("*.json"))
+
+
+def recipe_path(name: str) -> Path:
+    """The saved recipe of that name. Raises `UserError` where there is none."""
+    for path in saved_recipes():
+        if path.stem == name:
+            return path
+    names = ", ".join(path.stem for path in saved_recipes()) or "none yet"
+    raise UserError(f"there is no recipe {name!r} in {recipe_folder()}; there are: {names}.")
+
+
+def file_name(name: str) -> str:
+    """The name of a recipe's file, from what a person calls it."""
+    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "recipe") + ".json"
 
 
 # ------------------------------------------------------------------------------------------ index

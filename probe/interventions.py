@@ -89,6 +89,37 @@ class Channels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turned:
+    """A change of the same size in another direction: the control of matched norm."""
+
+    component: Coordinate | Channels
+    """What is read, and would have been changed."""
+    direction: Float[Tensor, " d"]
+    """Where its change goes instead; of length 1."""
+
+    def values(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t w"]:
+        """The numbers that are read; float32."""
+        return self.component.values(x)
+
+    def projection(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 1"]:
+        """The coordinate along the vector that would have been changed."""
+        assert isinstance(self.component, Coordinate), "channels have no vector"
+        return self.component.projection(x)
+
+    def spread(
+        self, change: Float[Tensor, "b t w"], x: Float[Tensor, "b t d"]
+    ) -> Float[Tensor, "b t d"]:
+        """As long as the change would have been, with the sign of a coordinate's change."""
+        direction = self.direction.to(x.device)
+        if isinstance(self.component, Coordinate):
+            return change * self.component.vector.norm() * direction
+        return change.norm(dim=-1, keepdim=True) * direction
+
+
+Component = Coordinate | Channels | Turned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
     """Which tokens are edited: those of the prompt by position, generated ones by step.
 
@@ -102,14 +133,12 @@ class Where:
 
     def chosen(self, offset: int, n: int) -> Bool[Tensor, " n"]:
         """Whether each of `n` tokens from position `offset` on is edited."""
-        n_prompt = len(self.prompt)
-        positions = torch.arange(offset, offset + n)
-        step = positions - n_prompt + 1
+        inside = self.prompt[offset : offset + n]
+        step = offset + len(inside) - len(self.prompt) + 1
+        steps = range(step, step + n - len(inside))
         first, end = self.steps
-        generated = (step >= max(first, 1)) & (step < (n + offset + 1 if end is None else end))
-        inside = positions < n_prompt
-        generated[inside] = self.prompt[positions[inside]]
-        return generated
+        after = [first <= step and (end is None or step < end) for step in steps]
+        return torch.cat([inside, torch.tensor(after, dtype=torch.bool)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +147,7 @@ class Edit:
 
     site: Site
     """Where."""
-    component: Coordinate | Channels
+    component: Component
     """Which numbers of the activation are changed."""
     op: Op
     """How; see the module's table."""
@@ -131,13 +160,16 @@ class Edit:
     """The row of the batch that is changed; None for all."""
 
     def delta(self, x: Float[Tensor, "b t d"], offset: int = 0) -> Float[Tensor, "b t d"] | None:
-        """What is to be added to `x`, whose first token has position `offset`; None for nothing."""
+        """What is to be added to `x`, whose first token has position `offset`; None for nothing.
+
+        The row of the batch is not looked at.
+        """
         chosen = self.where.chosen(offset, x.shape[1])
         if not chosen.any():
             return None
-        change = self._change(x, offset) * chosen.to(x.device)[:, None]
-        if self.row is not None:
-            change = change * (torch.arange(len(x), device=x.device) == self.row)[:, None, None]
+        change = self._change(x, offset)
+        if not chosen.all():
+            change = change * chosen.to(x.device)[:, None]
         return self.component.spread(change, x)
 
     def _change(self, x: Float[Tensor, "b t d"], offset: int) -> Float[Tensor, "b t w"]:
@@ -145,7 +177,7 @@ class Edit:
         if self.op == "add":
             return value.expand(*x.shape[:2], -1)
         if self.op == "project_out":
-            assert isinstance(self.component, Coordinate), "channels are zeroed instead"
+            assert not isinstance(self.component, Channels), "channels are zeroed instead"
             return -self.component.projection(x)
         old = self.component.values(x)
         if self.op == "patch":
@@ -171,14 +203,17 @@ def edited(
         edits: what to change.
         offset: the position of its first token.
     """
-    changes = [delta for edit in edits if (delta := edit.delta(x, offset)) is not None]
-    if not changes:
-        return x
-    return (
-        x + torch.stack(changes).sum(0).to(x.dtype)
-        if len(changes) > 1
-        else (x + changes[0].to(x.dtype))
-    )
+    total: Tensor | None = None
+    for edit in edits:
+        rows = x if edit.row is None else x[edit.row : edit.row + 1]
+        delta = edit.delta(rows, offset)
+        if delta is None:
+            continue
+        if total is None:
+            total = torch.zeros_like(x, dtype=torch.float32)
+        here = slice(None) if edit.row is None else slice(edit.row, edit.row + 1)
+        total[here] += delta
+    return x if total is None else x + total.to(x.dtype)
 
 
 @contextlib.contextmanager

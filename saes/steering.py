@@ -15,7 +15,7 @@ Means that ablate, and the units of neurons, are measured on reference text: the
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,23 +154,24 @@ def prepare(
 
 
 def find_sae(reference: SaeReference, root: Path) -> LoadedSae:
-    """The SAE below `root` with those weights. Raises `UserError` where there is none."""
-    runs = [run for run in find_runs(root, "sae") if run.complete]
-    fitting = [
-        run
-        for run in sorted(runs, key=lambda run: run.path.name != reference.name)
-        if run.manifest["files"].get(WEIGHTS, {}).get("sha256") == reference.weights
-    ]
-    if not fitting:
-        named = [run.path for run in runs if run.path.name == reference.name]
-        but = f"{named[0]} has other weights, whose features mean other things" if named else ""
-        raise UserError(
-            f"the recipe is for the SAE {reference.name} (weights {reference.weights[:12]}), and "
-            f"{but or f'there is none with these weights below {root}'}; make it again with the "
-            "command that made it (`lorgnette demo` for the project's own), or copy its folder."
-        )
-    run = fitting[0]
+    """The SAE below `root` with those weights. Raises as `find_sae_run` does."""
+    run = find_sae_run(reference, root)
     return LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+
+
+def find_sae_run(reference: SaeReference, root: Path) -> Run:
+    """The folder below `root` of the SAE with those weights. Raises `UserError` for none."""
+    runs = [run for run in find_runs(root, "sae") if run.complete]
+    for run in sorted(runs, key=lambda run: run.path.name != reference.name):
+        if run.manifest["files"].get(WEIGHTS, {}).get("sha256") == reference.weights:
+            return run
+    named = [run.path for run in runs if run.path.name == reference.name]
+    but = f"{named[0]} has other weights, whose features mean other things" if named else ""
+    raise UserError(
+        f"the recipe is for the SAE {reference.name} (weights {reference.weights[:12]}), and "
+        f"{but or f'there is none with these weights below {root}'}; make it again with the "
+        "command that made it (`lorgnette demo` for the project's own), or copy its folder."
+    )
 
 
 def sae_reference(run: Run) -> SaeReference:
@@ -328,21 +329,27 @@ def index_statistics(sae: Run, feature: int) -> Statistics:
 
     Raises `UserError` where there is no index, or the feature never fires in it.
     """
-    runs = [run for run in find_runs(sae.path, "index") if run.complete]
-    if not runs:
+    index = newest_index(sae)
+    if index is None:
         raise UserError(
             f"{sae.path} has no feature index to take the unit of a strength from; run "
             f"`lorgnette index {sae.path}`, or give the strength in raw units."
         )
-    row = FeatureIndex.open(max(runs, key=lambda run: run.manifest["created"]).path).feature(
-        feature
-    )
+    row = index.feature(feature)
     if not row["alive"]:
         raise UserError(
             f"feature {feature} of {sae.path.name} never fires, so its activations have no size "
             "to measure a strength in; give the strength in raw units."
         )
     return Statistics(mean=row["mean"], max=row["max"], sd=row["sd"])
+
+
+def newest_index(sae: Run) -> FeatureIndex | None:
+    """The newest complete feature index of an SAE; None where there is none."""
+    runs = [run for run in find_runs(sae.path, "index") if run.complete]
+    if not runs:
+        return None
+    return FeatureIndex.open(max(runs, key=lambda run: run.manifest["created"]).path)
 
 
 def _measured(model: LanguageModel, site: Site, component: Coordinate | Channels) -> Statistics:
@@ -522,6 +529,7 @@ class Steering:
         chat: bool = False,
         times: float = 1.0,
         top: int = 5,
+        on_token: Callable[[int], None] | None = None,
     ) -> Comparison:
         """Go on from a prompt with and without the recipe.
 
@@ -531,6 +539,7 @@ class Steering:
             chat: use the tokenizer's chat template.
             times: strengths are multiplied by it.
             top: tokens listed in `next_token`.
+            on_token: called with each token's id as it is written, of both texts.
 
         Raises `UserError` for an empty or too long prompt, or one that the positions do not fit.
         """
@@ -540,8 +549,8 @@ class Steering:
         before, after = self.next_token(tokens, ()), self.next_token(tokens, edits)
         return Comparison(
             prompt=prompt,
-            default=generate(self.model, tokens, config=config),
-            steered=generate(self.model, tokens, edits=edits, config=config),
+            default=generate(self.model, tokens, config=config, on_token=on_token),
+            steered=generate(self.model, tokens, edits=edits, config=config, on_token=on_token),
             next_token=_changes(self.model, before, after, top),
             kl=float((before.exp() * (before - after)).sum()),
         )

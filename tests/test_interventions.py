@@ -12,6 +12,7 @@ from probe.interventions import (
     Channels,
     Coordinate,
     Edit,
+    Turned,
     Where,
     applying,
     edited,
@@ -25,7 +26,7 @@ X = torch.tensor([[[3.0, 4.0], [6.0, 8.0], [4.0, -3.0]]])  # coordinates 1, 2, 0
 ALL = Where(prompt=torch.ones(3, dtype=torch.bool))
 
 
-def edit(op, value=0.0, component=None, where=ALL, row=None) -> Edit:
+def edit(op, value: float | torch.Tensor = 0.0, component=None, where=ALL, row=None) -> Edit:
     return Edit(
         site=SITE, component=component or Coordinate(vector=V), op=op, where=where, row=row,
         value=value if isinstance(value, torch.Tensor) else torch.tensor([value]),
@@ -102,6 +103,20 @@ def test_patch_stops_at_the_end_of_the_prompt():
     new = edited(long, [edit("patch", torch.tensor([[7.0], [8.0], [9.0]]), where=where)])
     assert torch.allclose(new[0, :3] @ V / 25, torch.tensor([7.0, 8, 9]))
     assert torch.equal(new[0, 3:], X[0])
+
+
+def test_turned_changes_have_the_same_size_in_another_direction():
+    along = torch.tensor([0.0, 1.0])
+    turned = Turned(component=Coordinate(vector=V), direction=along)
+    assert edited(X, [edit("zero", component=turned)]).tolist() == [
+        [[3, 4 - 5], [6, 8 - 10], [4, -3]]
+    ]
+    assert edited(X, [edit("project_out", component=turned)]).tolist() == [
+        [[3, 4 - 5], [6, 8 - 10], [4, -3]]
+    ]
+    assert edited(X, [edit("add", 2.0, turned)]).tolist() == [[[3, 14], [6, 18], [4, 7]]]
+    both = Turned(component=Channels(start=0, stop=2), direction=along)
+    assert edited(X, [edit("zero", component=both)]).tolist() == [[[3, 9], [6, 18], [4, 2]]]
 
 
 def test_dtype_is_kept():

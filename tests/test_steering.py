@@ -13,7 +13,7 @@ from probe.capture import capturing
 from probe.directions import Direction, save_direction
 from probe.errors import UserError
 from probe.generation import GenerateConfig, generate, prompt_tokens
-from probe.interventions import applying
+from probe.interventions import Channels, applying
 from probe.models import load_model
 from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
@@ -334,7 +334,7 @@ def test_heads_neurons_and_directions(browsed, model, tmp_path):
 
     head = recipe(browsed, op="zero", strength="absent", site="head_out.1", target={"head": 2})
     (edit,) = prepare(head, root=browsed.root, model=model).edits(tokens)
-    assert (edit.component.start, edit.component.stop) == (16, 24)
+    assert edit.component == Channels(start=16, stop=24)
 
 
 def test_steering_is_the_same_with_and_without_a_cache(browsed, model, feature):
