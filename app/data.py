@@ -117,7 +117,16 @@ def sae_records() -> list[SaeRecord]:
 
 def _newest(sae: Run, kind: str) -> Run | None:
     nested = [run for run in runs_of(kind) if run.path.parent == sae.path and run.complete]
-    return max(nested, key=lambda run: stamp(run.path / "manifest.json"), default=None)
+    return max(
+        nested,
+        key=lambda run: (kind == "index" and _readable(run), stamp(run.path / "manifest.json")),
+        default=None,
+    )
+
+
+def _readable(index: Run) -> bool:
+    """Whether this version reads the index; one that it does not is told of where it is opened."""
+    return index.config.get("schema") == SCHEMA
 
 
 def sae_record(name: str) -> SaeRecord:
@@ -256,7 +265,7 @@ def twin_record(record: SaeRecord) -> SaeRecord | None:
     ]
     return min(
         found,
-        key=lambda twin: (not _readable(twin), twin.run.config["model"]["random_weights"]),
+        key=lambda twin: (_index_path(twin) is None, twin.run.config["model"]["random_weights"]),
         default=None,
     )
 
@@ -276,27 +285,27 @@ def _described(record: SaeRecord) -> dict[str, Any]:
     }
 
 
-def _readable(record: SaeRecord) -> bool:
-    return record.index is not None and record.index.config.get("schema") == SCHEMA
-
-
 def twin_references(record: SaeRecord) -> dict[str, Reference]:
     """How the headline numbers are spread over the twin's living features, in this SAE's units.
 
     Empty where the SAE has no twin, or either of them no index that this version reads.
     """
     twin = twin_record(record)
-    if record.index is None or twin is None or twin.index is None:
+    path, twin_path = _index_path(record), _index_path(twin) if twin else None
+    if path is None or twin_path is None:
         return {}
-    if not (_readable(record) and _readable(twin)):
-        return {}
-    paths = (record.index.path, twin.index.path)
-    return _references(record, *paths, *(stamp(path / "manifest.json") for path in paths))
+    changed = (stamp(path / "manifest.json"), stamp(twin_path / "manifest.json"))
+    return _references(record, path, twin_path, changed)
+
+
+def _index_path(record: SaeRecord) -> Path | None:
+    """Where the SAE's index is; None where there is none that this version reads."""
+    return record.index.path if record.index and _readable(record.index) else None
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _references(
-    _record: SaeRecord, path: Path, twin_path: Path, changed: float, twin_changed: float
+    _record: SaeRecord, path: Path, twin_path: Path, changed: tuple[float, float]
 ) -> dict[str, Reference]:
     # The twin's index is closed again: it takes as much memory as the SAE's own.
     return twin_statistics(FeatureIndex.open(twin_path), like=feature_index(_record))

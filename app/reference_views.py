@@ -25,13 +25,16 @@ def share_words(
     """What the twin's features have, and how many of them have less than `value`.
 
     "twin: 0.8 %, 0.1 % to 4 %; above 31 % of the twin's features". A feature without the number
-    (a dead one has no mean) has no place among them, and only the first part is said.
+    (a dead one has no mean) has no place among them, and only the first part is said; also where
+    all are alike to the digits shown, and an order among them would be rounding.
     """
     low, middle, high = (show(at) for at in (reference.low, reference.median, reference.high))
     spread = f"twin: {middle}, {low} to {high}"
-    if value is None or not math.isfinite(value):
+    if value is None or not math.isfinite(value) or low == high == show(value):
         return spread
-    return f"{spread}; above {percent(reference.share_below(value))} of the twin's features"
+    share = reference.share_below(value)
+    shown = f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else percent(share)
+    return f"{spread}; above {shown} of the twin's features"
 
 
 def twin_words(references: Mapping[str, Reference], name: str, value: float | None) -> str:

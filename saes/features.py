@@ -177,7 +177,8 @@ def _write_coactivations(
     progress: bool,
 ) -> int:
     """Write coactivations.parquet; gives the number of rows that were counted for it."""
-    drawn = drawn_sequences(n_sequences, count_pairs(pieces), config)
+    n_pairs = count_pairs(pieces) if config.coactive else 0
+    drawn = drawn_sequences(n_sequences, n_pairs, config)
     n_rows = sum(used)
     if drawn is not None:
         shards = (store.shard(number, site) for number in range(len(used)))

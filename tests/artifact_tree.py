@@ -287,7 +287,7 @@ def make_synthetic_index(
             for f in range(n_features)
             for r in range(min(config.neighbours, n_features - 1))
         ],
-        "coactivations": [row for f in alive for row in _together(f, alive, config)],
+        "coactivations": [row for i in range(len(alive)) for row in _together(i, alive, config)],
         "documents": [{"doc": i, "id": f"doc-{i:03d}"} for i in range(n_sequences)],
     }
     for name, rows in tables.items():
@@ -304,12 +304,11 @@ def make_synthetic_index(
     return run
 
 
-def _together(own: dict, alive: list[dict], config: IndexConfig) -> list[dict]:
-    """Pairs with the living features of the next numbers, half of the rarer one's rows shared."""
-    place = own["feature"]
-    after = [row for row in alive if row["feature"] > place] + alive
-    rows = []
-    for other in after[: min(config.coactive, len(alive) - 1)]:
+def _together(place: int, alive: list[dict], config: IndexConfig) -> list[dict]:
+    """Pairs with the living features that follow, half of the rarer one's rows shared."""
+    own, rows = alive[place], []
+    for step in range(1, min(config.coactive, len(alive) - 1) + 1):
+        other = alive[(place + step) % len(alive)]
         both = min(own["n_active"], other["n_active"]) // 2
         n_rows = own["n_active"] / own["density"]
         if both < LEAST_TOGETHER or both * n_rows <= own["n_active"] * other["n_active"]:
@@ -317,7 +316,7 @@ def _together(own: dict, alive: list[dict], config: IndexConfig) -> list[dict]:
         union = own["n_active"] + other["n_active"] - both
         rows.append(
             {
-                "feature": place,
+                "feature": own["feature"],
                 "other": other["feature"],
                 "n_both": both,
                 "jaccard": both / union,

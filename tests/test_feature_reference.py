@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from app import data
 from app.reference_views import SIZE_EXPLAINED, share_words, twin_help, twin_words
 from app.wording import percent
+from probe.errors import Failure
 from probe.runs import Run
 from saes.activations import TopK
 from saes.constraints import initialise
@@ -225,6 +227,21 @@ def test_references_are_read_again_when_the_index_changes(root):
     assert data.twin_references(record(own)) == {}, "an index of another schema says nothing"
 
 
+def test_an_index_of_an_older_schema_gives_way_to_the_new_one(root):
+    run = make_sae(root, None)
+    new = index_of(run).path
+    config = json.loads((new / "config.json").read_text())
+    old = Run.create(run.path, "index", config | {"schema": 1})
+    assert old.path != new, "the folder's name goes with the schema: nothing has to be deleted"
+    shutil.copyfile(new / "manifest.json", old.path / "manifest.json")
+    os.utime(old.path / "manifest.json", (2e9, 2e9))
+    found = record(run).index
+    assert found is not None and found.path == new, "though the old one was touched later"
+    shutil.rmtree(new)
+    with pytest.raises(Failure, match=r"has schema 1 where this .* reads 2; run `lorgnette index"):
+        data.feature_index(record(run))
+
+
 def test_no_references_without_an_index(root):
     own = make_sae(root, None, index=False)
     make_sae(root, 0)
@@ -238,7 +255,7 @@ def test_no_references_without_an_index(root):
 def test_share_words():
     found = reference(*np.linspace(0.0, 0.04, 101))
     assert share_words(found, 0.0125, percent) == (
-        "twin: 2 %, 0.2 % to 3.8 %; above 31.7 % of the twin's features"
+        "twin: 2 %, 0.2 % to 3.8 %; above 32 % of the twin's features"
     )
     assert share_words(found, -1.0, percent).endswith("above 0 % of the twin's features")
     assert (
