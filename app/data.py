@@ -23,6 +23,8 @@ from app.views import ExampleGroup, Strip, token_list
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
 from saes.feature_queries import FeatureIndex, FeaturePage
+from saes.feature_reference import Reference, twin_statistics
+from saes.feature_schema import SCHEMA
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
 ROWS_SHOWN = 20_000
@@ -116,7 +118,16 @@ def sae_records() -> list[SaeRecord]:
 
 def _newest(sae: Run, kind: str) -> Run | None:
     nested = [run for run in runs_of(kind) if run.path.parent == sae.path and run.complete]
-    return max(nested, key=lambda run: stamp(run.path / "manifest.json"), default=None)
+    return max(
+        nested,
+        key=lambda run: (kind == "index" and _readable(run), stamp(run.path / "manifest.json")),
+        default=None,
+    )
+
+
+def _readable(index: Run) -> bool:
+    """Whether this version reads the index; one that it does not is told of where it is opened."""
+    return index.config.get("schema") == SCHEMA
 
 
 def sae_record(name: str) -> SaeRecord:
@@ -263,6 +274,69 @@ def dense_from() -> float:
     from saes.metrics import DENSE
 
     return DENSE
+
+
+# ------------------------------------------------------------------------------------------- twin
+
+
+def twin_record(record: SaeRecord) -> SaeRecord | None:
+    """The SAE trained in the same way, of the same corpus, on the model with random weights.
+
+    Site, model, training options, corpus and length of context are the same. Of several an indexed
+    one comes first, then the lower seed. None where there is none, and for such a control itself.
+    """
+    if record.is_control:
+        return None
+    wanted = _described(record)
+    found = [
+        r for r in sae_records() if r.is_control and r.run.complete and _described(r) == wanted
+    ]
+    return min(
+        found,
+        key=lambda twin: (_index_path(twin) is None, twin.run.config["model"]["random_weights"]),
+        default=None,
+    )
+
+
+def _described(record: SaeRecord) -> dict[str, Any]:
+    """What an SAE and its twin have in common; the corpus is as `cfg.json` names it."""
+    config, path = record.run.config, record.run.path / "cfg.json"
+    known = _json(path, stamp(path)) if path.exists() else {}
+    metadata = known.get("metadata") or {}
+    return {
+        "model": config["model"] | {"random_weights": None},
+        "site": config["site"],
+        "train": config.get("train"),
+        "d_sae": known.get("d_sae"),
+        "corpus": metadata.get("dataset_path"),
+        "context": metadata.get("context_size"),
+    }
+
+
+def twin_references(record: SaeRecord) -> dict[str, Reference]:
+    """How the headline numbers are spread over the twin's living features, in this SAE's units.
+
+    Empty where the SAE has no twin, or either of them no index that this version reads.
+    """
+    twin = twin_record(record)
+    path, twin_path = _index_path(record), _index_path(twin) if twin else None
+    if path is None or twin_path is None:
+        return {}
+    changed = (stamp(path / "manifest.json"), stamp(twin_path / "manifest.json"))
+    return _references(record, path, twin_path, changed)
+
+
+def _index_path(record: SaeRecord) -> Path | None:
+    """Where the SAE's index is; None where there is none that this version reads."""
+    return record.index.path if record.index and _readable(record.index) else None
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _references(
+    _record: SaeRecord, path: Path, twin_path: Path, changed: tuple[float, float]
+) -> dict[str, Reference]:
+    # The twin's index is closed again: it takes as much memory as the SAE's own.
+    return twin_statistics(FeatureIndex.open(twin_path), like=feature_index(_record))
 
 
 def filtered_features(record: SaeRecord, wanted: FeatureFilter) -> FeaturePage:

@@ -1,8 +1,8 @@
 """Questions to a feature index, answered from its Parquet files without a model.
 
 The numbers of all features (and the tokens named beside them) are small and are held in memory;
-examples, sequences, tokens and neighbours are read from disk, of each file only the row groups that
-a question touches. `FeatureIndex` never writes and may be shared between threads.
+examples, sequences, tokens, neighbours and coactivations are read from disk, of each file only the
+row groups that a question touches. `FeatureIndex` never writes and may be shared between threads.
 """
 
 import contextlib
@@ -62,6 +62,7 @@ class FeatureIndex:
             self._features = SortedParquet(self._file("features"), "feature")
             self._examples = SortedParquet(self._file("examples"), "feature")
             self._neighbours = SortedParquet(self._file("neighbours"), "feature")
+            self._coactivations = SortedParquet(self._file("coactivations"), "feature")
             self._tokens = SortedParquet(self._file("tokens"), "token")
             self._sequences = SortedParquet(self._file("sequences"), "sequence")
             self._documents = SortedParquet(self._file("documents"), "doc")
@@ -88,7 +89,7 @@ class FeatureIndex:
         if run.config.get("schema") != SCHEMA:
             raise Failure(
                 f"the index in {path} has schema {run.config.get('schema')!r} where this version "
-                f"reads {SCHEMA}; delete it and run {again}."
+                f"reads {SCHEMA}; run {again}: it makes a new one beside it, which is then used."
             )
         files = run.manifest["files"]
         for name in (f"{table}.parquet" for table in TABLES):
@@ -217,6 +218,20 @@ class FeatureIndex:
             "SELECT rank, neighbour, cosine, alive, density, max, top_tokens FROM given "
             "JOIN features ON features.feature = neighbour ORDER BY rank",
             given=near,
+        )
+
+    def coactive(self, feature: int) -> pd.DataFrame:
+        """Features that fire together with it most, by Jaccard's measure, and what they fire on.
+
+        Empty for a dead feature, and where it shares too few rows with each other one
+        (`saes.feature_schema`). Raises `UserError` where there is no such feature.
+        """
+        with self._explaining():
+            found = self._coactivations.read([self._known(feature)])
+        return self._rows(
+            "SELECT rank, other, n_both, jaccard, pmi, alive, density, max, top_tokens FROM given "
+            "JOIN features ON features.feature = other ORDER BY rank",
+            given=found,
         )
 
     def tokens_for_feature(self, feature: int) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The feature index on disk: what is asked (`IndexConfig`) and the seven Parquet files that answer.
+"""The feature index on disk: what is asked (`IndexConfig`) and the eight Parquet files that answer.
 
     features.parquet     a row a feature, sorted by feature
     examples.parquet     sorted by feature, kind, interval, rank
@@ -6,6 +6,7 @@
     vocabulary.parquet   a row a token: the piece as shown
     tokens.parquet       token <-> feature, sorted by token; the strongest pairs only
     neighbours.parquet   a row a pair of features with near decoder directions, sorted by feature
+    coactivations.parquet  a row a pair of features that fire together, sorted by feature
     documents.parquet    document number -> id
 
 Definitions, over all rows (kept tokens) that were used; a feature *fires* on a row where its code
@@ -32,6 +33,13 @@ is greater than zero:
 - In `tokens.parquet` a pair is kept where one of its ranks (from 0, by summed activation) is below
   `TOKEN_RANKS`; `rank_for_token` and `rank_for_feature` are null from there on. `share` is the
   share of the token's occurrences on which the feature fires.
+- In `coactivations.parquet`, `n_both` counts the rows on which both features fire; `jaccard` =
+  n_both / (n_a + n_b - n_both), the share of the rows of either; `pmi`, in bits, is
+  log2(p(a, b) / (p(a) p(b))), p being shares of rows. A living feature has those of largest
+  `jaccard`, of equals the lower number, among pairs that share at least `LEAST_TOGETHER` rows and
+  more than by chance (pmi > 0).
+  All rows count, unless there are too many pairs (`coactive_pairs`): then those of sequences drawn
+  by the seed, `n_coactive_rows` of the manifest's summary.
 """
 
 import re
@@ -43,7 +51,7 @@ import pyarrow as pa
 
 from probe.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables; one that is not this is refused."""
 HISTOGRAM_DECADES = 4
 """Orders of magnitude that the activation histogram spans at most."""
@@ -51,6 +59,8 @@ TOP_TOKENS = 5
 """Tokens named in a row of features.parquet."""
 TOKEN_RANKS = 32
 """Pairs kept in tokens.parquet for each token and for each feature."""
+LEAST_TOGETHER = 5
+"""Rows that two features must share to be listed as firing together."""
 
 FEATURE_ROW_GROUP = 1024
 """Rows of features.parquet that are read together."""
@@ -76,6 +86,11 @@ class IndexConfig:
     """Random examples of each feature, in sequences on which it fires."""
     neighbours: int = 10
     """Features with the nearest decoder directions that are listed for each feature."""
+    coactive: int = 10
+    """Features that fire together with each feature most that are listed for it."""
+    coactive_pairs: int = 100_000_000_000
+    """Pairs of firings counted for it (rows times L0 squared), about a nanosecond each on a thread;
+    where there are more, sequences are drawn and the manifest says how many rows were counted."""
     logits: int = 10
     """Tokens listed for each feature at each end of its effect on the logits."""
     histogram_bins: int = 50
@@ -93,7 +108,15 @@ class IndexConfig:
         return asked | asdict(self)
 
     def __post_init__(self) -> None:
-        least = {"top": 1, "intervals": 1, "histogram_bins": 1, "batch_rows": 1, "max_rows": 1}
+        positive = (
+            "top",
+            "intervals",
+            "histogram_bins",
+            "batch_rows",
+            "max_rows",
+            "coactive_pairs",
+        )
+        least = dict.fromkeys(positive, 1)
         for field in fields(self):
             value, low = getattr(self, field.name), least.get(field.name, 0)
             if value is not None and value < low:
@@ -178,6 +201,17 @@ NEIGHBOURS = _schema(
     }
 )
 
+COACTIVATIONS = _schema(
+    {
+        "feature": pa.int32(),
+        "rank": pa.int16(),
+        "other": pa.int32(),
+        "n_both": pa.int64(),
+        "jaccard": pa.float64(),
+        "pmi": pa.float64(),
+    }
+)
+
 DOCUMENTS = _schema({"doc": pa.int32(), "id": pa.string()})
 
 CODES = _schema(
@@ -199,6 +233,7 @@ TABLES = {
     "vocabulary": VOCABULARY,
     "tokens": TOKENS,
     "neighbours": NEIGHBOURS,
+    "coactivations": COACTIVATIONS,
     "documents": DOCUMENTS,
 }
 """Every file of an index, by name without its ending."""

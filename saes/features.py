@@ -5,11 +5,12 @@
 
 1. `saes.feature_codes`: the store's rows are encoded once, in bounded memory; firings go to disk.
 2. `saes.feature_tables`: exact statistics, examples and token pairs of each range of features.
-3. `saes.feature_weights`: what the weights alone say.
-4. The parts are joined to the files that `saes.feature_schema` defines, the temporary ones removed,
+3. `saes.feature_coactivation`: which features fire together, counted for a block of them at a time.
+4. `saes.feature_weights`: what the weights alone say.
+5. The parts are joined to the files that `saes.feature_schema` defines, the temporary ones removed,
    the manifest written. `FeatureIndex` (`saes.feature_queries`) answers from them.
 
-Steps 1 and 2 go on where a killed build stopped, and give the same bytes of every answer.
+Steps 1 to 3 go on where a killed build stopped, and give the same bytes of every answer.
 """
 
 import contextlib
@@ -30,15 +31,18 @@ from torch import Tensor
 from probe.errors import Failure, UserError
 from probe.runs import Run
 from probe.store import ActivationStore
+from saes.feature_coactivation import count_pairs, drawn_sequences, write_coactivations
 from saes.feature_codes import rows_used, write_codes, write_sequences
 from saes.feature_queries import FeatureIndex
 from saes.feature_schema import (
+    COACTIVATIONS,
     DOCUMENTS,
     EXAMPLE_ROW_GROUP,
     EXAMPLES,
     FEATURE_ROW_GROUP,
     FEATURES,
     NEIGHBOURS,
+    ROW_GROUP,
     VOCABULARY,
     IndexConfig,
 )
@@ -139,6 +143,9 @@ def _measure(
         ranges = feature_ranges(found.n_active, limits.firings)
         parts = write_parts(work, engine, pieces, ranges, config, edges, progress=progress)
         write_tokens(run.path / "tokens.parquet", engine, parts["tokens"], occurrences)
+    n_coactive_rows = _write_coactivations(
+        run, store, site, used, pieces, n_sequences, d_sae, config, limits, progress=progress
+    )
     examples_path = run.path / "examples.parquet"
     join_parts(examples_path, parts["examples"], EXAMPLES, row_group=EXAMPLE_ROW_GROUP)
     n_firings = int(found.n_active.sum())
@@ -149,10 +156,42 @@ def _measure(
         "n_sequences": n_sequences,
         "n_firings": n_firings,
         "l0": n_firings / sum(used),
+        "n_coactive_rows": n_coactive_rows,
         "histogram_edges": edges,
     }
     statistics = pa.concat_tables([pq.read_table(part) for part in parts["statistics"]])
     return summary, _with_dead(statistics, found.n_active, sum(used), config.histogram_bins)
+
+
+def _write_coactivations(
+    run: Run,
+    store: ActivationStore,
+    site: str,
+    used: Sequence[int],
+    pieces: Sequence[Path],
+    n_sequences: int,
+    d_sae: int,
+    config: IndexConfig,
+    limits: BuildLimits,
+    *,
+    progress: bool,
+) -> int:
+    """Write coactivations.parquet; gives the number of rows that were counted for it."""
+    n_pairs = count_pairs(pieces) if config.coactive else 0
+    drawn = drawn_sequences(n_sequences, n_pairs, config)
+    n_rows = sum(used)
+    if drawn is not None:
+        shards = (store.shard(number, site) for number in range(len(used)))
+        n_rows = sum(
+            int(drawn[shard.sequence[:length].numpy()].sum())
+            for shard, length in zip(shards, used, strict=False)
+        )
+    parts = write_coactivations(
+        run.path / WORK_DIR, pieces, d_sae, n_rows, drawn, config, limits, progress=progress
+    )
+    path = run.path / "coactivations.parquet"
+    join_parts(path, parts, COACTIVATIONS, row_group=ROW_GROUP)
+    return n_rows
 
 
 def _with_dead(living: pa.Table, n_active: np.ndarray, n_rows: int, bins: int) -> pa.Table:

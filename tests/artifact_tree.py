@@ -1,6 +1,7 @@
 """Artifact trees for the tests of the dashboard: a small real one, and a wide synthetic index."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from probe.toy import tiny_llama
 from saes.activations import TopK
 from saes.constraints import initialise
 from saes.evaluation import EvaluateConfig
-from saes.feature_schema import TABLES, IndexConfig
+from saes.feature_schema import LEAST_TOGETHER, TABLES, IndexConfig
 from saes.folder import save_sae
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.training import TrainConfig
@@ -286,6 +287,7 @@ def make_synthetic_index(
             for f in range(n_features)
             for r in range(min(config.neighbours, n_features - 1))
         ],
+        "coactivations": [row for i in range(len(alive)) for row in _together(i, alive, config)],
         "documents": [{"doc": i, "id": f"doc-{i:03d}"} for i in range(n_sequences)],
     }
     for name, rows in tables.items():
@@ -294,11 +296,35 @@ def make_synthetic_index(
         "n_features": n_features,
         "n_alive": len(alive),
         "n_rows": n_sequences * (context - 1),
+        "n_coactive_rows": n_sequences * (context - 1),
         "n_sequences": n_sequences,
         "histogram_edges": edges.tolist(),
     }
     run.finish(summary=summary, inputs={}, seeds={}, device="cpu")
     return run
+
+
+def _together(place: int, alive: list[dict], config: IndexConfig) -> list[dict]:
+    """Pairs with the living features that follow, half of the rarer one's rows shared."""
+    own, rows = alive[place], []
+    for step in range(1, min(config.coactive, len(alive) - 1) + 1):
+        other = alive[(place + step) % len(alive)]
+        both = min(own["n_active"], other["n_active"]) // 2
+        n_rows = own["n_active"] / own["density"]
+        if both < LEAST_TOGETHER or both * n_rows <= own["n_active"] * other["n_active"]:
+            continue
+        union = own["n_active"] + other["n_active"] - both
+        rows.append(
+            {
+                "feature": own["feature"],
+                "other": other["feature"],
+                "n_both": both,
+                "jaccard": both / union,
+                "pmi": math.log2(both * n_rows / own["n_active"] / other["n_active"]),
+            }
+        )
+    rows.sort(key=lambda row: (-row["jaccard"], row["other"]))
+    return [row | {"rank": rank} for rank, row in enumerate(rows)]
 
 
 def _features(

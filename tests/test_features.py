@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from probe.errors import Failure, UserError
 from probe.runs import Run, verify
 from probe.store import ActivationStore, StoreConfig
-from saes import feature_codes, feature_tables, feature_weights, features
+from saes import feature_coactivation, feature_codes, feature_tables, feature_weights, features
 from saes.activations import TopK
 from saes.feature_codes import rows_used
 from saes.feature_queries import FeatureIndex
@@ -40,6 +40,7 @@ from saes.feature_weights import decoder_neighbours, logit_effects
 from saes.features import build_index
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.sorted_parquet import SortedParquet
+from tests.slow_pairs import strongest_pairs
 
 SITE = "resid_post.1"
 D_IN, D_SAE, CONTEXT, N_TOKENS, SPECIAL = 6, 24, 9, 30, 0
@@ -382,6 +383,47 @@ def test_examples_of_any_firings(tmp_path, values, intervals, seed):
     assert found == expected_examples(firings, config, 3)
 
 
+def test_intervals_by_hand(tmp_path):
+    # Of 0.3 in three intervals: (0, 0.1], (0.1, 0.2], (0.2, 0.3], the edges being those of the
+    # float32 that is nearest to 0.3. Two firings fall on an edge and belong to the lower interval.
+    largest = float(np.float32(0.3))
+    values = [0.05, largest / 3 - 1e-8, 0.1000001, largest, largest, largest]
+    on_edge = [4.0, 8.0, 12.0, 12.0]
+    rows = [(0, s, 1, s, 0, v) for s, v in enumerate(values)]
+    rows += [(1, s, 2, s, 0, v) for s, v in enumerate(on_edge)]
+    columns = dict(zip(CODES.names, zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table(columns, schema=CODES), tmp_path / "codes.parquet")
+    with open_engine(tmp_path / "spill", BuildLimits(threads=1)) as engine:
+        parts = write_parts(
+            tmp_path, engine, [tmp_path / "codes.parquet"], [range(2)],
+            replace(CONFIG, intervals=3, per_interval=1), [0.1, 1.0], progress=False,
+        )  # fmt: skip
+    found = [row for part in parts["examples"] for row in pq.read_table(part).to_pylist()]
+    found = [row for row in found if row["kind"] == "interval"]
+    shares = {(row["feature"], row["interval"]): row["interval_share"] for row in found}
+    assert shares == {
+        (0, 0): 2 / 6, (0, 1): 1 / 6, (0, 2): 3 / 6, (1, 0): 1 / 4, (1, 1): 1 / 4, (1, 2): 2 / 4,
+    }  # fmt: skip
+    edges = [(row["interval_low"], row["interval_high"]) for row in found if row["feature"] == 1]
+    assert edges == [(0.0, 4.0), (4.0, 8.0), (8.0, 12.0)]
+    assert all(row["interval_low"] < row["activation"] <= row["interval_high"] for row in found)
+
+
+def test_coactivations_equal_a_matrix_product(index, store, firings):
+    places = {place: i for i, place in enumerate({(f.sequence, f.position) for f in firings})}
+    fires = np.zeros((len(places), D_SAE), np.int64)
+    for firing in firings:
+        fires[places[firing.sequence, firing.position], firing.feature] = 1
+    expected = strongest_pairs(fires.T @ fires, store.n_rows, CONFIG.coactive)
+    found = table(index, "coactivations").to_pylist()
+    assert [(row["feature"], row["rank"], row["other"]) for row in found] == [
+        row[:3] for row in expected
+    ]
+    for row, (_, _, _, n_both, jaccard, pmi) in zip(found, expected, strict=True):
+        assert (row["n_both"], row["jaccard"]) == (n_both, jaccard)
+        assert row["pmi"] == pytest.approx(pmi, abs=1e-12)
+
+
 def test_token_table_equals_a_recount(index, store, firings):
     sums = token_sums(firings)
     occurrences: dict[int, int] = defaultdict(int)
@@ -457,6 +499,7 @@ def test_summary(index, store, firings):
     assert summary["n_sequences"] == 53
     assert summary["n_firings"] == len(firings)
     assert summary["l0"] == len(firings) / store.n_rows
+    assert summary["n_coactive_rows"] == store.n_rows
 
 
 # ------------------------------------------------------------------------------------ weights
@@ -626,6 +669,54 @@ def test_statistics_resume(tmp_path, store, index, monkeypatch):
         assert table(again, name).equals(table(index, name)), name
 
 
+def test_coactivations_resume(tmp_path, store, index, monkeypatch):
+    original, calls = feature_coactivation.Count.strongest, []
+
+    def stopping(count, *given):
+        if len(calls) == 3:
+            raise Stopped
+        calls.append(count.block)
+        return original(count, *given)
+
+    limits = BuildLimits(threads=1, memory_gb=1e-6)  # 5 features a block
+    monkeypatch.setattr(feature_coactivation.Count, "strongest", stopping)
+    monkeypatch.setattr(features, "open_engine", lambda path, _: open_engine(path, BuildLimits()))
+    with pytest.raises(Stopped):
+        index_in(tmp_path, store, limits=limits)
+    assert not Run.open(next(tmp_path.glob("index-*"))).complete
+    monkeypatch.setattr(feature_tables, "_write_range", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        feature_coactivation.Count,
+        "strongest",
+        lambda count, *given: (calls.append(count.block), original(count, *given))[1],
+    )
+    again = index_in(tmp_path, store, limits=limits)
+    assert calls == [range(start, min(start + 5, D_SAE)) for start in range(0, D_SAE, 5)]
+    for name in TABLES:
+        assert table(again, name).equals(table(index, name)), name
+
+
+def test_too_many_pairs_are_counted_on_drawn_sequences(tmp_path, store, firings):
+    pairs = sum(n * n for n in Counter((f.sequence, f.position) for f in firings).values())
+    exact = index_in(tmp_path / "all", store, config=replace(CONFIG, coactive_pairs=pairs))
+    assert exact.summary["n_coactive_rows"] == store.n_rows
+    config = replace(CONFIG, coactive_pairs=pairs // 2)
+    index = index_in(tmp_path / "half", store, config=config)
+    drawn = np.random.default_rng(CONFIG.seed).random(53) < pairs // 2 / pairs
+    counted = torch.cat([store.shard(i, SITE).sequence for i in range(store.n_shards)]).numpy()
+    n_rows = int(drawn[counted].sum())
+    assert index.summary["n_coactive_rows"] == n_rows < store.n_rows
+    some = [f for f in firings if drawn[f.sequence]]
+    places = {place: i for i, place in enumerate({(f.sequence, f.position) for f in some})}
+    fires = np.zeros((len(places), D_SAE), np.int64)
+    for firing in some:
+        fires[places[firing.sequence, firing.position], firing.feature] = 1
+    expected = strongest_pairs(fires.T @ fires, n_rows, CONFIG.coactive)
+    found = table(index, "coactivations").to_pylist()
+    names = ("feature", "rank", "other", "n_both", "jaccard")
+    assert [tuple(row[name] for name in names) for row in found] == [row[:5] for row in expected]
+
+
 def test_a_complete_index_is_not_made_again(tmp_path, store, monkeypatch):
     index_in(tmp_path, store)
     monkeypatch.setattr(features, "_measure", lambda *_, **__: pytest.fail("made again"))
@@ -678,7 +769,7 @@ def test_an_sae_without_a_living_feature(tmp_path, store):
     assert index.summary["l0"] == 0
     assert len(table(index, "examples")) == len(table(index, "tokens")) == 0
     assert index.feature(3)["histogram"] == [0] * CONFIG.histogram_bins
-    assert len(index.examples(3)) == 0
+    assert len(index.examples(3)) == len(index.coactive(3)) == 0
     with pytest.raises(UserError, match=r"no feature of .* fires"):
         index.random_alive()
     with pytest.raises(UserError, match=r"no feature of .* fires"):
@@ -686,12 +777,12 @@ def test_an_sae_without_a_living_feature(tmp_path, store):
 
 
 def test_nothing_asked_for_gives_empty_lists(tmp_path, store):
-    nothing = replace(CONFIG, neighbours=0, logits=0, random=0, per_interval=0)
+    nothing = replace(CONFIG, neighbours=0, coactive=0, logits=0, random=0, per_interval=0)
     index = index_in(tmp_path, store, config=nothing)
     row = index.feature(0)
     assert row["positive_tokens"] == row["negative_logits"] == []
     assert row["nearest_cosine"] is None
-    assert len(index.neighbours(0)) == 0
+    assert len(index.neighbours(0)) == len(index.coactive(0)) == 0
     assert set(index.examples(0)["kind"]) == {"top"}
 
 
@@ -725,7 +816,7 @@ def test_progress_goes_to_stderr_only_when_asked(tmp_path, store, capfd):
     index_in(tmp_path / "told", store, progress=True)
     out, err = capfd.readouterr()
     assert out == ""
-    for bar in ("encode", "statistics", "neighbours", "logits"):
+    for bar in ("encode", "statistics", "coactivations", "neighbours", "logits"):
         assert bar in err
 
 
@@ -832,6 +923,22 @@ def test_neighbours_say_what_they_fire_on(index):
         assert list(row.top_tokens) == index.feature(row.neighbour)["top_tokens"]
 
 
+def test_coactive_features_say_what_they_fire_on(index):
+    rows = index.coactive(0)
+    expected = table(index, "coactivations").to_pandas().query("feature == 0")
+    assert len(rows) > 2
+    assert list(rows.columns) == [
+        "rank", "other", "n_both", "jaccard", "pmi", "alive", "density", "max", "top_tokens",
+    ]  # fmt: skip
+    for name in ("rank", "other", "n_both", "jaccard", "pmi"):
+        assert rows[name].tolist() == expected[name].tolist()
+    for row in rows.itertuples():
+        other = index.feature(row.other)
+        assert list(row.top_tokens) == other["top_tokens"]
+        assert (row.alive, row.density, row.max) == (True, other["density"], other["max"])
+    assert len(index.coactive(DEAD[0])) == len(index.coactive(FIRES_ONCE)) == 0
+
+
 def test_tokens_for_feature_and_features_for_token(index):
     pairs = table(index, "tokens").to_pandas()
     own = index.tokens_for_feature(1)
@@ -897,7 +1004,8 @@ def test_walking_the_living_features(index):
 @pytest.mark.parametrize("feature", [-1, D_SAE])
 def test_no_such_feature_is_told(index, feature):
     message = f"there is no feature {feature}; this SAE has features 0 to {D_SAE - 1}"
-    for ask in (index.feature, index.examples, index.neighbours, index.next_alive):
+    asks = (index.feature, index.examples, index.neighbours, index.coactive, index.next_alive)
+    for ask in asks:
         with pytest.raises(UserError, match=message):
             ask(feature)
 
@@ -961,7 +1069,9 @@ def test_an_incomplete_index_is_told(copied):
 def test_another_schema_or_kind_is_told(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"schema": 99}))
-    with pytest.raises(Failure, match="has schema 99 where this version reads 1"):
+    with pytest.raises(
+        Failure, match=r"has schema 99 where this version reads 2; run `lorgnette index .*beside it"
+    ):
         FeatureIndex.open(copied)
     (copied / "config.json").write_text(json.dumps(config | {"kind": "sae"}))
     with pytest.raises(UserError, match="is of kind 'sae'; give the folder"):

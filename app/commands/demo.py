@@ -32,8 +32,8 @@ class Command:
     """From SmolLM2's weights to features in the browser, in one go.
 
     Captures activations, trains a TopK sparse autoencoder and one on the model's random-weight
-    twin as a control, evaluates, indexes the features, writes a report, and serves the dashboard.
-    What is there already is used again; what was stopped goes on.
+    twin as a control, evaluates, indexes the features of both, writes a report, and serves the
+    dashboard. What is there already is used again; what was stopped goes on.
 
     Example: lorgnette demo --tokens 200000 --steps 100
     """
@@ -68,9 +68,10 @@ def run(command: Command) -> Path | None:
         dashboard.check_port(command.port)
     clock = Clock()
     sae_run, store = make_sae(command, None, clock)
-    twin_run, _ = make_sae(command, TWIN_SEED, clock)
+    twin_run, twin_store = make_sae(command, TWIN_SEED, clock)
     evaluated = clock.time("evaluate", lambda: run_evaluation(command, sae_run, twin_run, store))
     indexed = clock.time("index", lambda: run_index(command, sae_run, store))
+    clock.time("index (random-weight twin)", lambda: run_index(command, twin_run, twin_store))
     measured = read_json(evaluated.path / METRICS)
     report = write_report(command, sae_run, evaluated, measured, clock)
     say(evaluate.results_table(measured))
@@ -256,7 +257,7 @@ def dry_run_plan(command: Command) -> Table:
             "store": f"{command.tokens} tokens of {command.corpus} at {command.site}, and of the "
             "random-weight twin: about 1.4 GB",
             "SAEs": f"two of {command.d_sae} latents, k = {command.k}, {command.steps} steps",
-            "then": "evaluation, feature index, report"
+            "then": "evaluation, a feature index of each, report"
             + (f", dashboard at http://127.0.0.1:{command.port}" if command.serve else ""),
             "time": "about 8 minutes on 2 cores with bfloat16 units, longer without",
             "there": f"{sum(run.complete for run in there)} complete runs below "

@@ -21,7 +21,9 @@ class Command:
     """Make an SAE's features browsable, in one pass over a store and in bounded memory.
 
     For every feature: how often and how strongly it fires, where (strongest, per interval, random
-    examples), on which tokens, what it does to the logits, which features are near it.
+    examples), on which tokens, what it does to the logits, which features are near it, and which
+    fire together with it. Where an SAE of the same training on the model with random weights is
+    indexed, too, the dashboard shows its numbers beside those of each feature.
 
     Example: lorgnette index artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
     """

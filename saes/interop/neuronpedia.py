@@ -16,9 +16,11 @@ weights. `freq_hist_data_bar_values` are the middles of the index's bins, which 
 with their exact shares; the top examples carry `binMin` = -1, as Neuronpedia marks them. An example
 is a whole sequence with the feature's activation on every token.
 
-An index knows nothing of correlated neurons and features, of the distribution of logit effects, of
-loss contributions and of attention heads: those lists are empty. Ids are made of the example's
-place, so the same index gives the same file.
+An index knows nothing of correlated neurons, of the distribution of logit effects, of loss
+contributions and of attention heads: those lists are empty. So are the correlated features, which
+are Pearson correlations of activations; an index counts rows on which two features fire together,
+which is another measure. Ids are made of the example's place, so the same index gives the same
+file.
 """
 
 import gzip
@@ -50,7 +52,7 @@ ALIGNED = 3
 DIGITS = 6
 """Significant digits of a number."""
 LOST = (
-    "random examples, correlated neurons and features, the histogram of logit effects, loss "
+    "random examples, correlations with neurons and features, the histogram of logit effects, loss "
     "contributions and head attributions are not in the import: the index has no such thing, or "
     "Neuronpedia has no place for it.",
     "the bins of the activation histogram grow geometrically, where SAEDashboard's are even.",
