@@ -86,7 +86,7 @@ def grows_with_strength(recipes: Sequence[Dosed]) -> Verdict | None:
         if "tokens" in dosed.measures() and len(times) > 2:
             values = np.stack([dosed.values("recipe", "tokens", t)[0] for t in times[1:]])
             values = np.concatenate([np.zeros((1, values.shape[1])), values])
-            found = [float(stats.spearmanr(times, column).statistic) for column in values.T]
+            found = [float(stats.spearmanr(times, column)[0]) for column in values.T]  # type: ignore
             rhos.append(float(np.mean(found)))
     if len(rhos) < 2:
         return None

@@ -11,7 +11,7 @@ PAGES = (
     ("features", "Features", "table_rows"),
     ("feature", "Feature", "center_focus_strong"),
     ("prompt_lab", "Prompt lab", "edit_note"),
-    ("steer", "Steer", "directions_boat"),
+    ("steer", "Steer", "tune"),
     ("training", "Training", "show_chart"),
     ("reports", "Reports", "fact_check"),
 )

@@ -142,7 +142,8 @@ def _positions(positions: Any, tokens: Sequence[str], kind_at: Any, more_at: Any
         before = [i for i, on in enumerate(known or []) if on is True and i < len(tokens)]
         picked = st.pills(
             "Tokens of the prompt", range(len(tokens)), selection_mode="multi", default=before,
-            format_func=lambda place: views.pill(str(tokens[place])), key=f"{key}-mask-{len(tokens)}",
+            format_func=lambda place: views.pill(str(tokens[place])),
+            key=f"{key}-mask-{len(tokens)}",
         )  # fmt: skip
         return {"mask": [place in picked for place in range(len(tokens))]}
     return chosen

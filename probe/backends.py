@@ -6,13 +6,14 @@
     nnsight             nnsight 0.8 (Fiotto-Kaufman et al. 2024, arXiv 2407.14561)
 
     capture(model, sites, tokens, backend="nnsight")[site]     # [b, t, d]
+    run_edited(model, tokens, edits, backend="nnsight")        # logits [b, t, v]
 
 The two libraries are optional (`pip install lorgnette[backends]`) and imported on first use. Both
 rebuild the module tree they are given: TransformerLens puts its components in place of the
 submodules, nnsight replaces their `forward`. They are given a twin of the model: its own modules
 and its own config around the very same weight tensors, so that nothing is loaded twice and the
-model itself stays as it was. Edits in force (`probe.interventions`) are the native way's business:
-wrap a model outside `editing` blocks.
+model itself stays as it was. Edits in force (`probe.interventions.applying`) are the native way's
+business: wrap a model outside such blocks, and give edits to `run_edited`.
 
 TransformerLens runs without compatibility mode, that is with raw weights: its default there (norms
 folded in, weights centred) is another function with other activations. It computes attention by
@@ -25,15 +26,16 @@ error messages.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.capture import capturing
 from probe.errors import UserError
+from probe.interventions import Edit, applying, edited
 from probe.language import LanguageModel, hidden_input
 from probe.sites import Kind, Site
 
@@ -92,6 +94,85 @@ def make_capture(
         return {site: seen[site] for site in sites}
 
     return run
+
+
+def run_edited(
+    model: LanguageModel,
+    tokens: Int[Tensor, "b t"],
+    edits: Sequence[Edit],
+    *,
+    backend: Backend = "native",
+) -> Float[Tensor, "b t v"]:
+    """Logits of one pass with edits made, by any of the three ways in.
+
+    Raises `UserError` where the backend is unknown or not installed, or cannot reach a site.
+    """
+    _maker(backend)
+    by_site: dict[Site, list[Edit]] = {}
+    for edit in edits:
+        by_site.setdefault(edit.site, []).append(edit)
+        model.hook_point(edit.site)
+    runs = {
+        "native": _native_run,
+        "transformer_lens": _transformer_lens_run,
+        "nnsight": _nnsight_run,
+    }
+    with torch.no_grad():
+        return runs[backend](model, tokens.to(model.device), by_site)
+
+
+def _native_run(
+    model: LanguageModel, tokens: Int[Tensor, "b t"], by_site: Mapping[Site, Sequence[Edit]]
+) -> Tensor:
+    with applying(model, [edit for edits in by_site.values() for edit in edits]):
+        logits = model.run(tokens)
+    assert logits is not None, "no capture is active, so the pass ran to its end"
+    return logits
+
+
+def _transformer_lens_run(
+    model: LanguageModel, tokens: Int[Tensor, "b t"], by_site: Mapping[Site, Sequence[Edit]]
+) -> Tensor:
+    bridge = make_bridge(model)
+
+    def hook_of(edits: Sequence[Edit]) -> Callable[..., Tensor]:
+        def hook(value: Tensor, hook: Any) -> Tensor:
+            # Attention heads come as [b, t, head, d_head]; ours are side by side.
+            return edited(value.flatten(2), edits).reshape(value.shape)
+
+        return hook
+
+    hooks = []
+    for site, edits in by_site.items():
+        name = transformer_lens_name(site)
+        _check_same_place(model, bridge, site, name)
+        hooks.append((name, hook_of(edits)))
+    return bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+
+
+def _nnsight_run(
+    model: LanguageModel, tokens: Int[Tensor, "b t"], by_site: Mapping[Site, Sequence[Edit]]
+) -> Tensor:
+    net = make_nnsight(model)
+    paths = {id(module): path for path, module in model.model.named_modules()}
+    # nnsight wants modules in the order in which the forward pass comes by them.
+    places = sorted(
+        ((paths[id(model.hook_point(site)[0])], site) for site in by_site),
+        key=lambda place: list(paths.values()).index(place[0]),
+    )
+    with net.trace(input_ids=tokens, use_cache=False):
+        for path, site in places:
+            envoy = net.get(path)
+            if model.hook_point(site)[1] == "input":
+                envoy.input = edited(envoy.input, by_site[site])
+                continue
+            # What an update site leaves as it is; nnsight wants inputs read before outputs.
+            stays = model.read(site, envoy.input) if site.tensor == "update" else 0
+            raw = envoy.output
+            new = stays + edited(model.read(site, raw) - stays, by_site[site])
+            envoy.output = model.write(site, raw, new)
+        logits = net.output.logits.save()
+    return logits
 
 
 def _maker(backend: str) -> Callable[[LanguageModel, Sequence[Site]], Capture]:

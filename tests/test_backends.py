@@ -11,12 +11,26 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe import backends
-from probe.backends import capture, make_bridge, make_capture, make_twin, transformer_lens_name
+from probe.backends import (
+    capture,
+    make_bridge,
+    make_capture,
+    make_twin,
+    run_edited,
+    transformer_lens_name,
+)
+from probe.capture import site_width
 from probe.errors import Failure, UserError
+from probe.generation import prompt_tokens
+from probe.interventions import Channels, Coordinate, Edit, Where
 from probe.language import LanguageModel
 from probe.models import load_model
 from probe.sites import LAYER_KINDS, Site, parse_site
 from probe.toy import tiny_gpt2, tiny_llama
+from saes.activations import TopK
+from saes.constraints import initialise
+from saes.models import SaeConfig, SparseAutoencoder
+from saes.steering import Reader
 
 OTHERS = ("transformer_lens", "nnsight")
 
@@ -271,3 +285,71 @@ def test_importing_the_module_imports_neither_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# -------------------------------------------------------------------------------------- changing
+
+
+def make_edits(model: LanguageModel, site: Site, length: int) -> list[Edit]:
+    """An addition along a direction and a scaling of channels, at all tokens but the first."""
+    width = site_width(model, site)
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    where = Where(prompt=torch.arange(length) > 0)
+    along, few = Coordinate(vector=vector), Channels(start=1, stop=4)
+    size = torch.tensor([3.0])
+    return [
+        Edit(site=site, component=along, op="add", value=size, where=where),
+        Edit(site=site, component=few, op="scale", value=size, where=where),
+    ]
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_edited_passes_agree(model, backend, kind):
+    rows, site = tokens(), parse_site(f"{kind}.1")
+    edits = make_edits(model, site, rows.shape[1])
+    native = run_edited(model, rows, edits)
+    assert (native - run_edited(model, rows, [])).abs().max() > 1
+    assert torch.allclose(run_edited(model, rows, edits, backend=backend), native, atol=1e-4)
+
+
+def test_edits_of_several_sites_in_any_order(model, backend):
+    rows = tokens()
+    edits = [
+        edit
+        for name in ("resid_post.2", "mlp_act.0", "head_out.1")
+        for edit in make_edits(model, parse_site(name), rows.shape[1])
+    ]
+    native = run_edited(model, rows, edits)
+    assert torch.allclose(run_edited(model, rows, edits, backend=backend), native, atol=1e-4)
+    clean = model.run(rows)
+    assert clean is not None and torch.equal(run_edited(model, rows, []), clean)
+
+
+def test_an_update_site_is_edited_through_nnsight(model):
+    pytest.importorskip("nnsight")
+    names = model.names
+    assert names is not None
+    site = parse_site(f"module:{names.blocks}.1:update")
+    edits = make_edits(model, site, tokens().shape[1])
+    native = run_edited(model, tokens(), edits)
+    other = run_edited(model, tokens(), edits, backend="nnsight")
+    assert torch.allclose(other, native, atol=1e-4)
+
+
+def test_a_steered_feature_is_the_same_three_ways_on_smollm2(smollm2, backend):
+    """A feature of an untrained SAE, set at every token: the SAE is spliced into each way in."""
+    sae = SparseAutoencoder(SaeConfig(d_in=smollm2.d_model, d_sae=256, activation=TopK(k=8)))
+    generator = torch.Generator().manual_seed(0)
+    initialise(sae, torch.randn(64, smollm2.d_model, generator=generator), generator)
+    reader = Reader(sae)
+    feature = Coordinate(vector=sae.W_dec[3].detach(), read=lambda x: reader.feature(3, x))
+    prompt = prompt_tokens(smollm2, "The lighthouse keeper wrote a letter")
+    where = Where(prompt=torch.arange(len(prompt)) > 0)
+    edit = Edit(
+        site=parse_site("resid_post.12"), component=feature, op="set",
+        value=torch.tensor([200.0]), where=where,
+    )  # fmt: skip
+    native = run_edited(smollm2, prompt[None], [edit])
+    assert (native - run_edited(smollm2, prompt[None], [])).abs().max() > 1
+    other = run_edited(smollm2, prompt[None], [edit], backend=backend)
+    assert (other - native).abs().max() < 1e-4 * native.abs().max()

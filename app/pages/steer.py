@@ -157,7 +157,7 @@ def _recipe_and_result(prompt: str, settings: dict[str, Any]) -> None:
         times = st.slider(
             "Times the recipe's strength", -2.0, 4.0, 1.0, 0.25, key="steer_times", width=320
         )
-        pressed = st.button("Steer", type="primary", icon=":material/directions_boat:")
+        pressed = st.button("Steer", type="primary", icon=":material/tune:")
     with save:
         _save(document)
     st.caption(TOLD)
