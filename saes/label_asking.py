@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from saes.label_contexts import Contexts, Texts
+from saes.label_contexts import Contexts
 from saes.label_detection import score_answers
 from saes.label_endpoint import (
     Answers,
@@ -22,6 +22,7 @@ from saes.label_endpoint import (
     parse_label,
     score_prompt,
 )
+from saes.label_texts import Texts
 from saes.labels import LABELS, Subject, counted, scored
 
 

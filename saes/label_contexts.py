@@ -28,17 +28,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Bool, Float, Int
 
-from probe.store import ActivationStore
 from saes.feature_queries import FeatureIndex
-from saes.label_rules import Blocks, in_row
-from saes.label_words import Words
-from saes.models import SparseAutoencoder
+from saes.label_pool import Pool
+from saes.label_rules import in_row
+from saes.label_texts import WIDTHS, Texts
 
-WIDTHS = (32, 8, 1)
-"""Tokens in a block; a feature takes the first with enough silent blocks."""
 LEAST_SILENT = 12
 """Silent blocks on each side below which a feature takes a shorter width."""
 HARD_SHARE = 0.5
@@ -47,168 +43,7 @@ HARD_TOKENS = 8
 """How many of a feature's tokens, by summed activation, make a block hard."""
 N_NEGATIVE = {"test": 40, "make": 60}
 """Negatives wanted for a feature."""
-LEAD = 2
-"""Tokens before a block that a rule may look at."""
-BATCH_ROWS = 2048
 TESTED_KINDS = ("random", "interval")
-
-
-class Texts:
-    """All sequences of an index with their split, cut into blocks of any width."""
-
-    def __init__(self, index: FeatureIndex, seed: int) -> None:
-        table = pq.read_table(index.path / "sequences.parquet", columns=["sequence", "tokens"])
-        vocabulary = pq.read_table(index.path / "vocabulary.parquet")
-        special = vocabulary["special"].to_numpy()
-        self.words = Words(vocabulary["text"].to_pylist(), special)
-        self.numbers = table["sequence"].to_numpy()
-        lists = table["tokens"].combine_chunks()
-        self.n, lengths = len(self.numbers), lists.value_lengths().to_numpy()
-        self.context = int(lengths.max()) if self.n else 0
-        self.stride = LEAD + self.context + WIDTHS[0]
-        """Places of a sequence in the flat arrays, the margins with it."""
-        self.tokens = np.full(self.n * self.stride, self.words.nothing, np.int32)
-        row = np.repeat(np.arange(self.n), lengths)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self.tokens[row * self.stride + LEAD + place] = lists.flatten().to_numpy()
-        self.keep = ~self.words.special[self.tokens]
-        self.keep[np.arange(self.n) * self.stride + LEAD] = False
-        self.kept = np.where(self.keep, self.tokens, self.words.nothing).astype(np.int32)
-        """Tokens at places where a feature can fire, `nothing` elsewhere."""
-        order = np.random.default_rng(seed).permutation(self.n)
-        self.held_out = np.zeros(self.n, bool)
-        self.held_out[order[: self.n // 2]] = True
-        self.order = order
-        """The shuffled rows: the held-out ones first."""
-
-    def rows(self, sequences: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-        """Rows of sequences by their numbers."""
-        return np.searchsorted(self.numbers, sequences)
-
-    def flat(
-        self, rows: Int[np.ndarray, " k"], positions: Int[np.ndarray, " k"]
-    ) -> Int[np.ndarray, " k"]:
-        """Places in `tokens` of positions in sequences."""
-        return rows.astype(np.int64) * self.stride + LEAD + positions
-
-    def n_blocks(self, width: int) -> int:
-        """Blocks of a sequence."""
-        return -(-self.context // width)
-
-    def block_of(self, flat: Int[np.ndarray, " k"], width: int) -> Int[np.ndarray, " k"]:
-        """The block that each place lies in: row times blocks of a sequence, plus its number."""
-        row, offset = np.divmod(flat, self.stride)
-        return row * self.n_blocks(width) + (offset - LEAD) // width
-
-    def blocks_of_rows(self, rows: Int[np.ndarray, " k"], width: int) -> Int[np.ndarray, " b"]:
-        """All blocks of some sequences."""
-        n = self.n_blocks(width)
-        return (rows[:, None] * n + np.arange(n)).ravel()
-
-    def block_shares(self, width: int) -> Float[np.ndarray, " v_and_1"]:
-        """Share of the making half's blocks that hold each token."""
-        rows = np.flatnonzero(~self.held_out)
-        blocks = self.blocks_of_rows(rows, width)
-        places = self.places(blocks, width)
-        block, place = np.nonzero(self.keep[places])
-        n_tokens = self.words.nothing + 1
-        pairs = np.unique(block * n_tokens + self.tokens[places[block, place]])
-        return np.bincount(pairs % n_tokens, minlength=n_tokens) / max(len(blocks), 1)
-
-    def places(self, blocks: Int[np.ndarray, " b"], width: int) -> Int[np.ndarray, "b w"]:
-        """Places of the blocks' tokens."""
-        row, number = np.divmod(blocks, self.n_blocks(width))
-        return (row * self.stride + LEAD + number * width)[:, None] + np.arange(width)
-
-    def read(self, blocks: Int[np.ndarray, " b"], width: int) -> Blocks:
-        """The blocks' tokens and their neighbours."""
-        places = self.places(blocks, width)
-        at_start = places % self.stride == LEAD
-        following = np.minimum(places + 1, len(self.tokens) - 1)
-        return Blocks(
-            tokens=self.tokens[places],
-            previous=self.tokens[places - 1],
-            earlier=np.where(at_start, self.words.nothing, self.tokens[places - 2]),
-            following=self.tokens[following],
-            keep=self.keep[places],
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """Sequences of which every firing of some features is known, feature by feature."""
-
-    starts: Int[np.ndarray, " features_and_1"]
-    """Where each feature's firings begin."""
-    flat: Int[np.ndarray, " firings"]
-    """Places of the firings in `Texts.tokens`."""
-    values: Float[np.ndarray, " firings"]
-    """How strong they are."""
-
-    def of(self, feature: int) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Places where a feature fires, and how strongly."""
-        part = slice(int(self.starts[feature]), int(self.starts[feature + 1]))
-        return self.flat[part], self.values[part]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """Sequences that were encoded whole: every firing of every feature in them is known."""
-
-    rows: dict[str, Int[np.ndarray, " k"]]
-    """Rows of the sequences for making (`make`) and testing (`test`)."""
-    firings: Known
-    """Where features fire in them, both sides together."""
-
-
-def draw_pool(texts: Texts, n_sequences: int) -> dict[str, Int[np.ndarray, " k"]]:
-    """Rows of the sequences to encode: the first of the shuffle on each side, in order."""
-    half = texts.n // 2
-    sides = {"test": texts.order[:half], "make": texts.order[half:]}
-    return {side: np.sort(rows[:n_sequences]) for side, rows in sides.items()}
-
-
-def encode_pool(
-    texts: Texts, sae: SparseAutoencoder, store: ActivationStore, site: str, n_sequences: int
-) -> Pool:
-    """Encode the pool's sequences: `n_sequences` for making and as many for testing."""
-    rows = draw_pool(texts, n_sequences)
-    wanted = texts.numbers[np.concatenate(list(rows.values()))]
-    features, flat, values = [], [], []
-    for number in range(store.n_shards):
-        shard = store.shard(number, site)
-        sequence, position = shard.sequence.numpy(), shard.position.numpy()
-        chosen = np.flatnonzero(np.isin(sequence, wanted))
-        for start in range(0, len(chosen), BATCH_ROWS):
-            part = chosen[start : start + BATCH_ROWS]
-            x = shard.values[torch.from_numpy(part)].to(sae.W_enc.device, torch.float32)
-            with torch.inference_mode():
-                codes = sae.encode(x)
-            value = codes.values.float().cpu().numpy()
-            fires = value > 0
-            row = np.nonzero(fires)[0]
-            values.append(value[fires])
-            features.append(codes.indices.cpu().numpy()[fires])
-            flat.append(texts.flat(texts.rows(sequence[part]), position[part])[row])
-    firings = by_feature(
-        np.concatenate([*features, np.zeros(0, np.int64)]),
-        np.concatenate([*flat, np.zeros(0, np.int64)]),
-        np.concatenate([*values, np.zeros(0, np.float32)]),
-        sae.config.d_sae,
-    )
-    return Pool(rows=rows, firings=firings)
-
-
-def by_feature(
-    features: Int[np.ndarray, " k"],
-    flat: Int[np.ndarray, " k"],
-    values: Float[np.ndarray, " k"],
-    n_features: int,
-) -> Known:
-    """Sort firings by feature and place."""
-    order = np.lexsort((flat, features))
-    starts = np.searchsorted(features[order], np.arange(n_features + 1))
-    return Known(starts=starts, flat=flat[order].astype(np.int64), values=values[order])
 
 
 class Examples:

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saes.label_contexts import Contexts, Evidence, Texts
+from saes.label_contexts import Contexts, Evidence
 from saes.label_rules import Blocks, Part, Rule, in_row
+from saes.label_texts import Texts
 from saes.label_words import BEGINNING_LETTERS, ENDING_LETTERS, KIND_NAMES, Words
 
 COSTS = {"tokens": 0.008, "kinds": 0.01, "endings": 0.02, "beginnings": 0.02, "phrases": 0.01}

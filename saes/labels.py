@@ -5,7 +5,8 @@
           --> detection on the held-out half, with a control     (`label_detection`)
           --> labels.parquet
 
-Three methods fill the same table. `offline` needs nothing but the index. `file` takes labels that
+Three methods fill the same table. `offline` needs the index, and its store to know more silent
+contexts. `file` takes labels that
 somebody else made. `endpoint` asks a model behind an OpenAI-compatible address
 (`saes.label_endpoint`). A label without a rule is scored by showing the contexts to the endpoint,
 where there is one; else its score is null.
@@ -29,15 +30,15 @@ from saes.label_contexts import (
     Contexts,
     Evidence,
     Firing,
-    Pool,
     Sampler,
-    Texts,
 )
 from saes.label_detection import Score, score_answers
 from saes.label_making import gather, make_rule
 from saes.label_phrases import phrase
+from saes.label_pool import Pool
 from saes.label_rules import Rule
 from saes.label_schema import LABELS, LabelConfig, read_labels, summarise, write_labels
+from saes.label_texts import Texts
 
 __all__ = [
     "LABELS",

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from probe.runs import Run
 from saes.feature_queries import FeatureIndex
 from saes.feature_schema import TABLES, IndexConfig
-from saes.label_contexts import Pool, Texts, by_feature, draw_pool
+from saes.label_pool import Pool, by_feature, draw_pool
+from saes.label_texts import Texts
 
 WORDS = ("the", "of", "river", "rivers", "bank", "water", "sea", "ship", "harbour", "tree", "stone",
          "walk", "light", "house", "green", "seven", "bird", "cloud", "paper", "night")  # fmt: skip

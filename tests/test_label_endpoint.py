@@ -30,9 +30,10 @@ from saes import label_endpoint
 from saes.feature_queries import FeatureIndex
 from saes.folder import load_sae
 from saes.label_asking import asked_table, control_pairs, endpoint_labels, label_question
-from saes.label_contexts import Texts, encode_pool
 from saes.label_endpoint import Answers, Endpoint, parse_active, parse_label, score_prompt
+from saes.label_pool import encode_pool
 from saes.label_schema import LABELS, LabelConfig, read_labels
+from saes.label_texts import Texts
 from saes.labels import Subject
 
 WORLD = make_world()
@@ -121,9 +122,10 @@ def test_a_round_trip_labels_and_scores(subject, server, tmp_path, monkeypatch):
     table = asked_table(
         subject, labels, "endpoint", endpoint=endpoint, answers=answers, progress=False
     ).set_index("feature")
-    assert table.loc[RIVER, "score"] == 1.0 and table.loc[RIVER, "control"] < 0.8
-    assert table.loc[RIVER, "n_positive"] == table.loc[RIVER, "n_negative"] == 10
-    assert table.loc[NOISE, "score_low"] <= 0.5 <= table.loc[NOISE, "score_high"]
+    river, noise = (table.loc[feature].to_dict() for feature in features)
+    assert river["score"] == 1.0 and river["control"] < 0.8
+    assert river["n_positive"] == river["n_negative"] == 10
+    assert noise["score_low"] <= 0.5 <= noise["score_high"]
     asked = server.asked[0]
     assert asked["path"] == "/v1/chat/completions" and asked["key"] == "Bearer secret"
     assert asked["model"] == "reader" and asked["temperature"] == 0
@@ -208,9 +210,9 @@ def test_an_answer_that_cannot_be_read_leaves_the_feature_unscored(subject, serv
         subject, {RIVER: "river", NOISE: "x"}, "file", endpoint=endpoint_of(server),
         answers=Answers(tmp_path / "a.jsonl"), progress=False,
     )  # fmt: skip
-    assert table["score"].isna().all() and (table["n_positive"] == 10).all()
+    assert table["score"].dropna().empty and table["n_positive"].tolist() == [10, 10]
     plain = asked_table(subject, {RIVER: "river"}, "file", endpoint=None, answers=None)
-    assert plain["label"].tolist() == ["river"] and plain["n_positive"].isna().all()
+    assert plain["label"].tolist() == ["river"] and plain["n_positive"].dropna().empty
 
 
 def test_each_control_is_another_features():
@@ -290,7 +292,8 @@ def test_labels_from_a_file_and_from_an_endpoint(tree, capsys, server, tmp_path)
     status, out, _ = said(capsys, tree, "--method", "file", "--file", str(path))
     table = read_labels(Run.open(Path(out.strip())))
     assert status == 0 and table["label"].tolist() == ["winter", "copper"]
-    assert table["score"].isna().all() and set(table["method"]) == {"file"}
+    assert table["score"].dropna().empty
+    assert set(table["method"]) == {"file"}
     there = ("--endpoint", server.url, "--endpoint-model", "reader")
     status, out, _ = said(capsys, tree, "--method", "endpoint", *there, "--features", "3", "5")
     table = read_labels(Run.open(Path(out.strip())))

@@ -30,13 +30,14 @@ from label_world import (
 from probe.errors import Failure, UserError
 from probe.runs import Run
 from saes.feature_queries import FeatureIndex
-from saes.label_contexts import HARD_TOKENS, Texts
+from saes.label_contexts import HARD_TOKENS
 from saes.label_detection import balanced_accuracy, score_answers, wilson
 from saes.label_files import read_label_file
 from saes.label_making import Atom, cover
 from saes.label_phrases import phrase
 from saes.label_rules import Blocks, Part, Rule
 from saes.label_schema import LABELS, LabelConfig, read_labels, write_labels
+from saes.label_texts import Texts
 from saes.label_words import KIND_NAMES, Words, stem
 from saes.labels import Subject, judge, offline_labels
 

@@ -16,10 +16,11 @@ from probe.store import ActivationStore
 from saes.feature_queries import FeatureIndex
 from saes.folder import load_sae
 from saes.label_asking import asked_table, endpoint_labels
-from saes.label_contexts import Pool, Texts, encode_pool
 from saes.label_endpoint import ANSWERS, Answers, Endpoint
 from saes.label_files import read_label_file
+from saes.label_pool import Pool, encode_pool
 from saes.label_schema import KIND, LabelConfig, Method, write_labels
+from saes.label_texts import Texts
 from saes.labels import Subject, offline_labels
 
 SECONDS_A_FEATURE = 0.02
@@ -30,7 +31,8 @@ SECONDS_A_FEATURE = 0.02
 class Command:
     """Give every feature a label: a short phrase, tested on text that it was not made from.
 
-    offline: from the index alone, no key and no network. A label such as '"river" and its forms' or
+    offline: from the index, and some sequences of its store that are encoded again: no key and no
+    network. A label such as '"river" and its forms' or
     'after "of the"' stands for a rule that a machine can check. file: labels that you have already
     (CSV, JSON or Parquet with the columns feature and label). endpoint: a model behind an
     OpenAI-compatible address writes them; the key is read from an environment variable.
