@@ -41,10 +41,10 @@ class Command:
     contexts, does the label tell the other half apart? 0.5 is chance. The control is the same score
     with other features' labels. Labels from a file are scored where an endpoint is named.
 
-    Examples:
-      lorgnette label artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
-      lorgnette label SAE --method file --file labels.csv
-      lorgnette label SAE --method endpoint --endpoint http://127.0.0.1:8000/v1 --endpoint-model m
+    Example: lorgnette label artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
+
+    Or with a model: lorgnette label SAE --method endpoint --endpoint http://127.0.0.1:8000/v1
+    --endpoint-model NAME --features 3 14 15
     """
 
     sae: Annotated[Positional[Path], arg(metavar="SAE")]
