@@ -7,8 +7,8 @@
 
 Three methods fill the same table. `offline` needs the index, and its store to know more silent
 contexts. `file` takes labels that somebody else made. `endpoint` asks a model behind an
-OpenAI-compatible address (`saes.label_endpoint`). A label without a rule is scored by showing the contexts to the endpoint,
-where there is one; else its score is null.
+OpenAI-compatible address (`saes.label_endpoint`). A label without a rule is scored by
+showing the contexts to the endpoint, where there is one; else its score is null.
 
 Whether an offline label is true of the feature is what its score says; a feature that no short rule
 describes gets a label all the same, and a score near 1/2.
