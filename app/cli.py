@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "how well an SAE does its job, beside PCA, random and untrained controls",
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
     "steer": "run recipes: the model's own text and the steered one, side by side",
+    "label": "name every feature in a few words, offline, and say how far the name can be trusted",
     "analyse": "run a study and write its report",
     "convert": "read and write the SAE formats of other projects",
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",

@@ -25,6 +25,7 @@ from probe.runs import Run, find_runs, read_json
 from saes.feature_queries import FeatureIndex, FeaturePage
 from saes.feature_reference import Reference, twin_statistics
 from saes.feature_schema import SCHEMA
+from saes.label_schema import LABELS, read_labels
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
 ROWS_SHOWN = 20_000
@@ -370,6 +371,23 @@ def _filtered(
         page.rows[column] = [token_list(tokens, TOKENS_NAMED) for tokens in page.rows[column]]
     page.rows["density_percent"] = 100 * page.rows["density"]
     return FeaturePage(rows=page.rows.loc[:, COLUMNS_SHOWN], total=page.total)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _labels(_run: Run, path: Path, changed: float) -> pd.DataFrame:
+    return read_labels(_run)
+
+
+def auto_labels(record: SaeRecord) -> pd.DataFrame:
+    """The labels of the SAE's newest complete labelling, a row a labelled feature, by feature.
+
+    Empty, with the same columns, where nothing is labelled; shared, not to be written to. Columns
+    are `saes.label_schema.LABELS`.
+    """
+    run = _newest(record.run, "labels")
+    if run is None:
+        return LABELS.empty_table().to_pandas()
+    return _labels(run, run.path, stamp(run.path / "manifest.json"))
 
 
 @st.cache_resource(show_spinner=False, max_entries=256)
