@@ -15,6 +15,7 @@ from app.data import SaeRecord, stamp
 from app.views import Strip
 from probe.language import LanguageModel
 from probe.models import Dtype, load_model
+from probe.tokens import Prompt
 from saes.folder import load_sae
 from saes.models import SparseAutoencoder
 from saes.prompts import PromptCodes, RankedFeature, Ranking, encode_prompt, rank_features
@@ -34,14 +35,15 @@ class LiveSae:
     """Held while the model runs: hooks of two sessions would see each other's text."""
 
 
-@st.cache_resource(show_spinner=False, max_entries=2)
-def _model(
+@st.cache_resource(show_spinner=False, max_entries=4)
+def load(
     spec: str, random_weights: int | None, dtype: Dtype
 ) -> tuple[LanguageModel, threading.Lock]:
+    """A model and the lock to hold while it runs, once for all sessions."""
     return load_model(spec, random_weights=random_weights, dtype=dtype), threading.Lock()
 
 
-@st.cache_resource(show_spinner=False, max_entries=4)
+@st.cache_resource(show_spinner=False, max_entries=8)
 def _sae(path: Path, changed: float) -> SparseAutoencoder:
     return load_sae(path)
 
@@ -50,7 +52,7 @@ def live_sae(record: SaeRecord) -> LiveSae:
     """Load the SAE and its model, once for all sessions. Raises what loading raises."""
     config = record.run.config
     described = config["model"]
-    model, lock = _model(
+    model, lock = load(
         described["spec"], described.get("random_weights"), described.get("dtype", "auto")
     )
     weights = record.run.path / "sae_weights.safetensors"
@@ -60,20 +62,20 @@ def live_sae(record: SaeRecord) -> LiveSae:
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
-def _prompt(_record: SaeRecord, path: Path, changed: float, text: str) -> PromptCodes:
+def _prompt(_record: SaeRecord, path: Path, changed: float, text: str | Prompt) -> PromptCodes:
     live = live_sae(_record)
     with live.lock:
         return encode_prompt(live.model, live.sae, live.site, text)
 
 
-def prompt_codes(record: SaeRecord, text: str) -> PromptCodes:
+def prompt_codes(record: SaeRecord, text: str | Prompt) -> PromptCodes:
     """Codes of every token of a text. Raises `UserError` where it has none."""
     path = record.run.path
     return _prompt(record, path, stamp(path / "sae_weights.safetensors"), text)
 
 
 def prompt_strip(codes: PromptCodes, feature: int) -> Strip:
-    """One feature on a person's text, the end-of-text token in front left out."""
+    """One feature on a person's text, the first token (mostly an end of text) left out."""
     activations = codes.feature(feature).tolist()
     return Strip(tokens=codes.texts[1:], activations=tuple(activations[1:]), first_position=1)
 

@@ -185,14 +185,14 @@ def patch_grid(
     control = unrelated_prompt(model, base, unrelated or UNRELATED)
     positions = tuple(range(pair.differing[0], len(base)))
     cells = torch.eye(len(base), dtype=torch.bool)[list(positions)]
-    effects = []
-    for other in (source, control):
-        tensors = _tensors(model, [Site(kind=kind, layer=layer) for layer in layers], other)
-        rows = [
-            patched_metrics(model, site, base, tensor, cells, pair.metric)
-            for site, tensor in tensors.items()
-        ]
-        effects.append(pair.normalised(torch.stack(rows), into))
+    sites = [Site(kind=kind, layer=layer) for layer in layers]
+    ours, others = (_tensors(model, sites, prompt) for prompt in (source, control))
+    rows = []
+    for site in sites:
+        # Both in one batch: the blocks below the site run once for all of them.
+        sources = torch.stack([ours[site], others[site]]).repeat_interleave(len(cells), 0)
+        rows.append(patched_metrics(model, site, base, sources, cells.repeat(2, 1), pair.metric))
+    effects = pair.normalised(torch.stack(rows), into).split(len(cells), dim=1)
     return PatchGrid(
         pair=pair, kind=kind, into=into, layers=layers, positions=positions, effect=effects[0],
         control=effects[1],
@@ -203,15 +203,16 @@ def patched_metrics(
     model: LanguageModel,
     site: Site,
     base: Prompt,
-    source: Float[Tensor, "t d"],
+    sources: Float[Tensor, "n t d"],
     cells: Bool[Tensor, "n t"],
     metric: Metric,
 ) -> Float[Tensor, " n"]:
-    """The metric of runs of `base`, each with `source` at the site in some of the positions."""
+    """The metric of runs of `base`, each with its source's tensor at the site in its cells."""
     parts = []
-    for some in cells.split(rows_at_once(base)):
+    at_once = rows_at_once(base)
+    for some, source in zip(cells.split(at_once), sources.split(at_once), strict=True):
 
-        def vary(x: Tensor, some: Tensor = some) -> Tensor:
+        def vary(x: Tensor, some: Tensor = some, source: Tensor = source) -> Tensor:
             return torch.where(some[:, :, None].to(x.device), source.to(x), x)
 
         parts.append(varied_metrics(model, site, base, metric, vary, len(some)))

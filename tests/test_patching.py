@@ -60,9 +60,8 @@ def test_values_are_those_of_plain_passes(llama, pair):
 def test_patching_all_of_a_layer_gives_the_clean_metric(llama, pair, layer):
     site = Site(kind="resid_post", layer=layer)
     cells = torch.ones(1, len(pair.clean), dtype=torch.bool)
-    found = patched_metrics(
-        llama, site, pair.corrupted, tensor(llama, site, pair.clean), cells, METRIC
-    )
+    source = tensor(llama, site, pair.clean).expand(len(cells), -1, -1)
+    found = patched_metrics(llama, site, pair.corrupted, source, cells, METRIC)
     assert float(found[0]) == pytest.approx(pair.clean_value, abs=1e-5)
 
 
@@ -103,9 +102,8 @@ def test_every_cell_is_a_plain_pass(llama, pair, kind, into):
 def test_positions_before_the_first_difference_would_change_nothing(llama, pair):
     site = Site(kind="resid_post", layer=0)
     cells = torch.eye(len(pair.clean), dtype=torch.bool)[:10]
-    found = patched_metrics(
-        llama, site, pair.corrupted, tensor(llama, site, pair.clean), cells, METRIC
-    )
+    source = tensor(llama, site, pair.clean).expand(len(cells), -1, -1)
+    found = patched_metrics(llama, site, pair.corrupted, source, cells, METRIC)
     torch.testing.assert_close(found, torch.full((10,), pair.corrupted_value))
 
 
@@ -121,7 +119,7 @@ def test_equal_metrics_give_plain_differences_and_no_nan(llama):
 def test_gpt2_and_some_layers_and_batches_in_parts(gpt2, monkeypatch):
     pair = make_pair(gpt2, CLEAN, CORRUPTED, METRIC)
     whole = patch_grid(gpt2, pair, kind="mlp_out")
-    monkeypatch.setattr("probe.readout.TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr("probe.readout.TOKENS_AT_ONCE", 50)
     parts = patch_grid(gpt2, pair, kind="mlp_out", layers=[1])
     torch.testing.assert_close(parts.effect[0], whole.effect[1])
     table = parts.table()
