@@ -20,12 +20,13 @@ from analyses.dose_measured import Config, Dosed, Kind, Measure
 from probe.capture import capturing, site_width
 from probe.corpora import read_documents, token_batches
 from probe.directions import Direction
-from probe.errors import Failure, UserError
-from probe.generation import GenerateConfig, Generation, generate_rows, prompt_tokens, token_texts
+from probe.errors import Failure
+from probe.generation import GenerateConfig, Generation, generate_rows, prompt_tokens
 from probe.interventions import Edit, Turned, applying
 from probe.language import LanguageModel
 from probe.runs import Run, atomic_path
 from probe.sites import parse_site
+from probe.tokens import one_token, token_texts
 from saes.models import SparseAutoencoder
 from saes.recipes import Feature, to_json
 from saes.steering import LoadedSae, Reader, Steering, newest_index
@@ -201,15 +202,7 @@ def wanted_tokens(steering: Steering) -> Int[Tensor, " n"]:
 
     Raises `UserError` where one is not a token of the model.
     """
-    ids = []
-    for text in steering.recipe.effect:
-        found = steering.model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(found) != 1:
-            raise UserError(
-                f"effect of the recipe {steering.recipe.name!r} names {text!r}, which is "
-                f"{len(found)} tokens of {steering.model.spec}; name single tokens."
-            )
-        ids += found
+    ids = [one_token(steering.model, text) for text in steering.recipe.effect]
     return torch.tensor(ids, dtype=torch.long)
 
 
@@ -303,7 +296,7 @@ def _samples(
     prompt: Int[Tensor, " t"],
     rows: Sequence[Generation],
 ) -> Iterator[dict[str, Any]]:
-    text = "".join(token_texts(steering.model.tokenizer, prompt[1:]))
+    text = "".join(token_texts(steering.model, prompt[1:].tolist()))
     yield {"prompt": text, "times": 0.0, "text": rows[0].text}
     for candidate, row in zip(candidates, rows[1:], strict=True):
         if candidate.kind == "recipe":

@@ -182,3 +182,15 @@ def chart(figure: Figure, *, key: str, name: str, own_colours: bool = False) -> 
         alt=name,
         theme=None if own_colours else "streamlit",
     )
+
+
+def clickable(figure: Figure, *, key: str, name: str) -> tuple[int, int] | None:
+    """A map of cells (`analyses.lab_figures.heat_map`); gives the clicked one as (row, column)."""
+    chosen = st.plotly_chart(
+        figure, key=key, config={"displayModeBar": False}, alt=name, on_select="rerun",
+        selection_mode="points",
+    )  # fmt: skip
+    points = chosen["selection"]["points"]
+    if not points or "x" not in points[0] or "y" not in points[0]:
+        return None
+    return round(points[0]["y"]), round(points[0]["x"])

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from probe.errors import UserError
 from probe.interventions import Edit, applying
 from probe.language import LanguageModel
+from probe.tokens import Turn, context_size, read_chat, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,42 +77,15 @@ def prompt_tokens(
     """
     if not text.strip():
         raise UserError("the prompt is empty: type a word or more.")
-    if chat:
-        ids = chat_tokens(model, [{"role": "user", "content": text}])
-    else:
-        plain = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [model.separator_id, *plain]
-    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and len(ids) + room > context:
+    turns = [Turn(role="user", content=text)]
+    prompt = read_chat(model, turns) if chat else read_text(model, text)
+    context = context_size(model)
+    if context is not None and len(prompt) + room > context:
         raise UserError(
-            f"the prompt has {len(ids)} tokens and {room} are to follow, but {model.spec} reads "
+            f"the prompt has {len(prompt)} tokens and {room} are to follow, but {model.spec} reads "
             f"{context} at most; shorten the prompt, or ask for fewer new tokens."
         )
-    return torch.tensor(ids)
-
-
-def chat_tokens(model: LanguageModel, turns: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a chat up to where the assistant is to answer.
-
-    Args:
-        model: whose tokenizer.
-        turns: `{"role": "system" | "user" | "assistant", "content": ...}` each.
-
-    Raises `UserError` where the tokenizer has no chat template.
-    """
-    if getattr(model.tokenizer, "chat_template", None) is None:
-        raise UserError(
-            f"the tokenizer of {model.spec} has no chat template; give the prompt as plain text."
-        )
-    text = model.tokenizer.apply_chat_template(
-        list(turns), add_generation_prompt=True, tokenize=False
-    )
-    return model.tokenizer(str(text), add_special_tokens=False)["input_ids"]
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Int[Tensor, " t"]) -> list[str]:
-    """Each token as it would be printed."""
-    return tokenizer.batch_decode([[int(token)] for token in tokens])
+    return torch.tensor(prompt.ids)
 
 
 class _Listener(BaseStreamer):

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.capture import capturing
-from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.sites import parse_site
+from probe.tokens import Prompt, read_text
 from saes.models import SparseAutoencoder
 
 Ranking = Literal["max", "mean", "frequency"]
@@ -32,7 +32,7 @@ class PromptCodes:
     """A text's tokens and the codes of each."""
 
     texts: tuple[str, ...]
-    """Each token as it would be printed; the first one is the end-of-text token put in front."""
+    """Each token as it would be printed; before a plain text stands the end-of-text token."""
     keep: Bool[Tensor, " t"]
     """False at position 0 and at special tokens, whose activations have outlier norms."""
     values: Float[Tensor, "t k"]
@@ -62,32 +62,36 @@ class RankedFeature:
 
 
 def encode_prompt(
-    model: LanguageModel, sae: SparseAutoencoder, site: str, text: str
+    model: LanguageModel, sae: SparseAutoencoder, site: str, text: str | Prompt
 ) -> PromptCodes:
     """Run a text through the model and encode the site's activations.
 
-    Raises `UserError` where the text has no token.
+    A text (not a prompt) is cut where it is too long. Raises `UserError` where it has no token.
     """
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise UserError("there is no text to encode: type a word or more.")
-    room = getattr(model.model.config, "max_position_embeddings", MAX_TOKENS + 1) - 1
-    limit = min(room, MAX_TOKENS)
-    n_cut, ids = max(len(ids) - limit, 0), ids[:limit]
-    tokens = torch.tensor([[model.separator_id, *ids]])
+    prompt = text
+    if isinstance(prompt, str):
+        prompt = read_text(model, prompt, at_most=MAX_TOKENS)
     place = parse_site(site)
     with torch.inference_mode(), capturing(model, [place]) as seen:
-        model.run(tokens)
+        model.run(prompt.tokens)
         codes = sae.encode(seen[place][0].to(sae.W_dec.device, torch.float32))
-    keep = torch.tensor([int(token) not in model.special_ids for token in tokens[0]])
-    keep[0] = False
     return PromptCodes(
-        texts=tuple(model.tokenizer.batch_decode([[int(token)] for token in tokens[0]])),
-        keep=keep,
+        texts=prompt.texts,
+        keep=torch.tensor(prompt.keep),
         values=codes.values.float().cpu(),
         indices=codes.indices.long().cpu(),
-        n_cut=n_cut,
+        n_cut=prompt.n_cut,
     )
+
+
+def strongest_by_token(codes: PromptCodes, top: int) -> list[list[tuple[int, float]]]:
+    """The strongest features of each token with their codes: at most `top`, those that fire."""
+    best = codes.values.topk(min(top, codes.values.shape[1]), dim=1)
+    features = codes.indices.gather(1, best.indices)
+    return [
+        [(f, value) for f, value in zip(names, values, strict=True) if value > 0]
+        for names, values in zip(features.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def rank_features(

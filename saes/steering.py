@@ -42,6 +42,7 @@ from probe.language import LanguageModel
 from probe.models import load_model
 from probe.runs import Run, find_runs
 from probe.sites import Site, parse_site
+from probe.tokens import token_texts
 from saes.feature_queries import FeatureIndex
 from saes.folder import WEIGHTS, load_sae
 from saes.models import SparseAutoencoder
@@ -403,7 +404,7 @@ def tokens_chosen(
                 f"{n} tokens with the end-of-text token in front."
             )
     elif positions.text is not None:
-        chosen = positions_of_text(token_texts(model.tokenizer, tokens), positions.text)
+        chosen = positions_of_text(token_texts(model, tokens.tolist()), positions.text)
     elif positions.named == "last":
         chosen[-1] = True
     elif positions.named != "generated":
@@ -575,7 +576,7 @@ def _changes(
     moved = moved[after[moved].argsort(descending=True)]
     return pd.DataFrame(
         {
-            "text": token_texts(model.tokenizer, moved),
+            "text": token_texts(model, moved.tolist()),
             "default": before[moved].exp().numpy(),
             "steered": after[moved].exp().numpy(),
         }

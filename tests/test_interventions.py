@@ -230,7 +230,7 @@ def test_prompts_that_cannot_be_read(model):
         prompt_tokens(model, "  ")
     with pytest.raises(UserError, match="no chat template"):
         prompt_tokens(model, "Hello", chat=True)
-    with pytest.raises(UserError, match=r"reads \d+ at most"):
+    with pytest.raises(UserError, match="reads at most 256"):
         prompt_tokens(model, "a" * 5000)
     with pytest.raises(UserError, match="max_new_tokens of 1 or more"):
         GenerateConfig(max_new_tokens=0)

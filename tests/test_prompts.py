@@ -9,7 +9,7 @@ from probe.sites import parse_site
 from saes.activations import TopK
 from saes.constraints import initialise
 from saes.models import SaeConfig, SparseAutoencoder
-from saes.prompts import PromptCodes, encode_prompt, rank_features
+from saes.prompts import PromptCodes, encode_prompt, rank_features, strongest_by_token
 
 SITE = "resid_post.1"
 
@@ -57,6 +57,12 @@ def test_padding_is_no_feature_and_no_tokens_give_nothing():
     assert rank_features(CODES, torch.zeros(4, dtype=torch.bool), by="mean", top=5) == []
     silent = made([[0.0, 0.0]], [[0, 0]])
     assert rank_features(silent, torch.tensor([True]), by="max", top=5) == []
+
+
+def test_strongest_features_of_each_token():
+    codes = made([[1.0, 3.0], [0.0, 0.0], [2.0, 0.0]], [[5, 6], [0, 0], [7, 0]])
+    assert strongest_by_token(codes, 1) == [[(6, 3.0)], [], [(7, 2.0)]]
+    assert strongest_by_token(codes, 9) == [[(6, 3.0), (5, 1.0)], [], [(7, 2.0)]]
 
 
 def test_one_feature_on_every_token():

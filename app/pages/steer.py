@@ -211,9 +211,9 @@ def _tokens(document: dict[str, Any], prompt: str, chat: bool) -> list[str]:
     )
     if not masked:
         return []
-    from app import live
+    from app import live_steering
 
-    return live.texts_of_prompt(document["model"]["spec"], prompt, chat=chat)
+    return live_steering.texts_of_prompt(document["model"]["spec"], prompt, chat=chat)
 
 
 def _add(document: dict[str, Any]) -> None:
@@ -261,10 +261,10 @@ def _steer(
 ) -> dict[str, Any]:
     """Run both, with a bar that follows the tokens."""
     with st.spinner("Loading the model ..."):
-        from app import live
+        from app import live_steering
         from probe.generation import GenerateConfig
 
-        ready, lock = live.steering(document, st.session_state[FOLDER])
+        ready, lock = live_steering.steering(document, st.session_state[FOLDER])
     config = GenerateConfig(**settings["generate"])
     bar, written = st.progress(0.0, "Writing ..."), 0
 
@@ -331,9 +331,9 @@ def _dose(document: dict[str, Any]) -> None:
 
 def _measure_dose(document: dict[str, Any]) -> Any:
     with st.status("Loading the model ...") as status:
-        from app import live
+        from app import live_steering
 
-        return live.dose(
+        return live_steering.dose(
             document, st.session_state[FOLDER], lambda what: status.update(label=f"{what} ...")
         )
 
