@@ -45,6 +45,7 @@ def load(
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def shared_sae(path: Path, changed: float) -> SparseAutoencoder:
+    """An SAE, once for all sessions; `changed` is when its weights last did."""
     return load_sae(path)
 
 

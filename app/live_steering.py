@@ -12,7 +12,7 @@ from analyses.dose_cells import first_feature, measured_once
 from analyses.dose_measured import Config, Dosed
 from app import data
 from app.data import artifact_root, stamp
-from app.live import shared_model, shared_sae
+from app.live import load, shared_sae
 from probe.generation import prompt_tokens
 from probe.tokens import token_texts
 from saes.folder import WEIGHTS
@@ -33,7 +33,7 @@ def _steering(document: str, root: Path, folder: Path | None) -> tuple[Steering,
         sae = shared_sae(found.path, stamp(weights))
         loaded[key] = LoadedSae(run=found, sae=sae, site=found.config["site"])
     dtypes = {one.run.config["model"].get("dtype", "auto") for one in loaded.values()} or {"auto"}
-    model, lock = shared_model(recipe.model.spec, recipe.model.random_weights, dtypes.pop())
+    model, lock = load(recipe.model.spec, recipe.model.random_weights, dtypes.pop())
     with lock:
         return prepare(recipe, root=root, model=model, saes=loaded), lock
 
@@ -52,7 +52,7 @@ def steering(document: Mapping[str, Any], folder: Path | None) -> tuple[Steering
 
 def texts_of_prompt(spec: str, text: str, *, chat: bool) -> list[str]:
     """A prompt's tokens as text, the end-of-text token in front. Raises as `prompt_tokens`."""
-    model, _ = shared_model(spec, None, "auto")
+    model, _ = load(spec, None, "auto")
     return list(token_texts(model, prompt_tokens(model, text, chat=chat).tolist()))
 
 

@@ -36,6 +36,12 @@ from probe.sites import Site, parse_site
 
 SCHEMA = 1
 TENSOR, METADATA = "direction", "lorgnette"
+NUMBER = (float, int, type(None))
+FIELDS: dict[str, tuple[type, ...]] = {
+    "site": (str,), "model": (str,), "random_weights": (int, type(None)), "name": (str,),
+    "position": (int,), "mean": NUMBER, "sd": NUMBER, "max": NUMBER,
+}  # fmt: skip
+"""What the metadata holds beside the schema, and of which kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +60,11 @@ class Direction:
     """What it tells apart, in a word or two."""
     position: int = -1
     """Position at which it was found, counted from the end of the prompt."""
-    mean: float | None = None
+    mean: float | int | None = None
     """Mean of the projection of reference text on the unit direction; None where unmeasured."""
-    sd: float | None = None
+    sd: float | int | None = None
     """Its standard deviation."""
-    max: float | None = None
+    max: float | int | None = None
     """Its largest value."""
 
     def __post_init__(self) -> None:
@@ -258,18 +264,14 @@ def _facts(path: Path, metadata: str | None) -> dict[str, Any]:
             f"{path} has the schema {found!r} of a direction where this version reads {SCHEMA}; "
             "make it again."
         )
-    known = {"site": str, "model": str, "random_weights": (int, type(None)), "name": str,
-             "position": int} | dict.fromkeys(("mean", "sd", "max"), (int, float, type(None)))  # fmt: skip
-    wrong = [
-        name
-        for name, kind in known.items()
-        if name not in facts or not isinstance(facts[name], kind)
-    ] + sorted(set(facts) - set(known))
+    wrong = [name for name, kinds in FIELDS.items() if not _is(facts, name, kinds)]
+    wrong += sorted(set(facts) - set(FIELDS))
     if wrong:
         raise UserError(
             f"the metadata of {path} is not right at {', '.join(wrong)}; make the direction again."
         )
-    numbers = {
-        name: None if facts[name] is None else float(facts[name]) for name in ("mean", "sd", "max")
-    }
-    return facts | numbers | {"site": parse_site(facts["site"])}
+    return facts | {"site": parse_site(facts["site"])}
+
+
+def _is(facts: dict[str, Any], name: str, kinds: tuple[type, ...]) -> bool:
+    return name in facts and isinstance(facts[name], kinds) and not isinstance(facts[name], bool)

@@ -46,7 +46,7 @@ class Pass:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file: `.txt`, one a line, or `.jsonl`, one object a line with `prompt` or `text`.
+    """Prompts of a file, one a line: `.txt`, or `.jsonl` of objects with `prompt` or `text`.
 
     Empty lines are passed over. Raises `UserError` where the file is missing, holds no prompt, or a
     line is not as it should be.
@@ -122,6 +122,7 @@ def _row(model: LanguageModel, prompt: str, chatting: bool) -> Row:
     text = model.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
     )
+    assert isinstance(text, str)
     return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

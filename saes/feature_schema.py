@@ -116,9 +116,8 @@ class IndexConfig:
             "max_rows",
             "coactive_pairs",
         )
-        least = dict.fromkeys(positive, 1)
         for field in fields(self):
-            value, low = getattr(self, field.name), least.get(field.name, 0)
+            value, low = getattr(self, field.name), int(field.name in positive)
             if value is not None and value < low:
                 raise UserError(f"{field.name} of an index must be {low} or more; got {value}.")
 

@@ -28,7 +28,7 @@ from probe.capture import capturing, site_width
 from probe.corpora import token_batches
 from probe.directions import Direction, load_direction
 from probe.errors import Failure, UserError
-from probe.generation import GenerateConfig, Generation, generate, prompt_tokens, token_texts
+from probe.generation import GenerateConfig, Generation, generate, prompt_tokens
 from probe.interventions import (
     Channels,
     Coordinate,
