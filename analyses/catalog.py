@@ -84,6 +84,11 @@ STUDIES = (
         module="analyses.benchmark",
         line="what an SAE is good for: probing, perturbation, absorption, matching, coherence",
     ),
+    Study(
+        name="directions",
+        module="analyses.directions",
+        line="one direction for a difference between prompts: separates, necessary, sufficient?",
+    ),
 )
 """Every study there is, in the order in which they are listed."""
 
