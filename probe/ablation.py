@@ -64,7 +64,7 @@ def adding(
     vector: Float[Tensor, " d"],
     site: Site,
     *,
-    strength: float = 1.0,
+    strength: float | int = 1.0,
     positions: Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Add `strength` times a vector to a site's tensor inside the block.

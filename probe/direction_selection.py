@@ -39,11 +39,11 @@ KL, ADDED, LAYER, NOT_FINITE = "kl", "added", "layer", "not finite"
 class Criteria:
     """What a candidate has to meet."""
 
-    kl: float = 0.1
+    kl: float | int = 0.1
     """KL of negative prompts under ablation, at most, in nats; as published."""
-    added: float = 0.0
+    added: float | int = 0.0
     """Mean score of negative prompts under addition, at least; 0 as published."""
-    depth: float = 0.8
+    depth: float | int = 0.8
     """Share of the layers, from the first, that candidates come from; as published."""
 
 
