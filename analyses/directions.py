@@ -31,6 +31,7 @@ from analyses.directions_stages import (
     Selecting,
     Study,
     choose,
+    differing,
     load_readings,
     measure_readings,
 )
@@ -98,6 +99,7 @@ def measure(config: Config, root: Path) -> Measured:
     study = make_study(config, contrast, model, root)
     places = candidate_places(config, settings, study)
     trained, vectors = load_readings(readings := measure_readings(study))
+    places = differing(trained, vectors[0], places)
     if has_effects(config):
         asked = Selecting(
             places=places, targets=config.target_tokens, kl=config.kl, added=config.added,
@@ -156,7 +158,7 @@ def candidate_places(
         raise UserError(
             f"layers {wrong} are not in {study.model.spec}, whose layers are 0 to {n_layers - 1}."
         )
-    chosen = config.positions or _spread(study.positions, settings.n_positions)
+    chosen = config.positions or _spread(study.positions[::-1], settings.n_positions)[::-1]
     return tuple(
         (layer, study.positions.index(position)) for layer in layers for position in chosen
     )

@@ -12,6 +12,7 @@ from analyses.directions_findings import (
 )
 from analyses.directions_measured import Chosen, Measured
 from analyses.plots import Axis, Line
+from analyses.statistics import Estimate
 
 HALF_UP = [[0.0, plots.RUST], [0.5, plots.PAPER], [1.0, plots.BLUE]]
 """AUROC 0, one half (chance) and 1."""
@@ -108,11 +109,25 @@ def projections_figure(measured: Measured) -> go.Figure:
 
 
 def effects_figure(chosen: Chosen) -> go.Figure:
-    """Changes of the score on test prompts."""
+    """How far test prompts' score moves the expected way: down by ablation, up by addition."""
+    shown = {
+        name: _turned(e) if name.startswith("ablated") else e
+        for name, e in effect_estimates(chosen.effects).items()
+    }
     return plots.bars(
-        effect_estimates(chosen.effects),
-        title="What the direction does to the score of test prompts, beside controls",
-        x=Axis(title="Change of the score (nats)"),
+        shown,
+        title="How far the score of test prompts moves the expected way, beside controls",
+        x=Axis(title="Fall of the score (ablated) or rise (added), nats"),
+    )
+
+
+def _turned(estimate: Estimate) -> Estimate:
+    """The negative of an estimate."""
+    return Estimate(
+        value=-estimate.value,
+        low=None if estimate.high is None else -estimate.high,
+        high=None if estimate.low is None else -estimate.low,
+        n=estimate.n,
     )
 
 
@@ -120,7 +135,9 @@ def candidates_figure(chosen: Chosen) -> go.Figure:
     """What every candidate does on validation prompts."""
     figure = go.Figure()
     rows = list(enumerate(zip(chosen.candidates, chosen.selection.misses, strict=True)))
-    for place, (name, passing) in enumerate((("meets all criteria", True), ("misses one", False))):
+    for place, (name, passing) in enumerate(
+        (("meets all criteria", True), ("misses a criterion", False))
+    ):
         members = [(n, c) for n, (c, misses) in rows if (not misses) == passing]
         figure.add_scatter(
             x=[c.ablated for _, c in members], y=[c.added for _, c in members], name=name,
@@ -137,14 +154,21 @@ def candidates_figure(chosen: Chosen) -> go.Figure:
         x=[best.ablated], y=[best.added], name="chosen", mode="markers", hoverinfo="skip",
         marker={"symbol": "circle-open", "size": 18, "color": plots.INK, "line": {"width": 2.5}},
     )  # fmt: skip
-    figure.add_hline(y=chosen.criteria.added, line={"color": plots.GRAY, "dash": "dot"})
-    figure.add_vline(x=chosen.plain[0], line={"color": plots.GRAY, "dash": "dot"})
+    dotted = {"color": plots.GRAY, "dash": "dot"}
+    figure.add_hline(
+        y=chosen.criteria.added, line=dotted, annotation_text="least that is wanted",
+        annotation_position="bottom left", annotation_font_color=plots.FAINT_INK,
+    )  # fmt: skip
+    figure.add_vline(
+        x=chosen.plain[0], line=dotted, annotation_text="nothing ablated",
+        annotation_position="bottom left", annotation_font_color=plots.FAINT_INK,
+    )  # fmt: skip
     figure.update_layout(
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"}
     )
     return _dressed(
         figure,
-        "Candidates (layer, position); dotted: plain score, least score",
+        "Candidates (layer, position) on validation prompts",
         "Score of positive prompts, ablated (nats)",
         "Score of negative prompts, added (nats)",
     )

@@ -100,7 +100,7 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(
-        n_train=64, n_validation=12, n_test=24, n_random=10, n_layers=6, n_positions=2
+        n_train=96, n_validation=12, n_test=24, n_random=10, n_layers=8, n_positions=2
     ),
     "full": Settings(
         n_train=128, n_validation=32, n_test=32, n_random=20, n_layers=None, n_positions=None

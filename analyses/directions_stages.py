@@ -56,6 +56,8 @@ N_TARGETS = 10
 """Target tokens, where the training prompts choose them."""
 N_TARGET_PROMPTS = 32
 """Training prompts of each set that choose them."""
+ROUNDING = 1e-5
+"""A difference of means below this share of an activation's length is none."""
 N_EQUALITY = 8
 """Test prompts on which hooks and weight edit are compared."""
 
@@ -104,8 +106,8 @@ class Study:
             negative=write_rows(self.model, split.negative),
         )
 
-    def stage(self, name: str, **config: Any) -> Run:
-        """A stage's folder."""
+    def stage(self, name: str, config: dict[str, Any]) -> Run:
+        """A stage's folder; `config` is what it asks of its own."""
         model = self.model
         known = {
             "kind": f"directions_{name}",
@@ -120,7 +122,7 @@ class Study:
         }
         return Run.create(self.root / "directions", f"{self.contrast.name}-{name}", known | config)
 
-    def finish(self, run: Run, **summary: Any) -> None:
+    def finish(self, run: Run, summary: dict[str, Any]) -> None:
         """Mark a stage as complete."""
         run.finish(
             summary=summary,
@@ -136,14 +138,19 @@ class Study:
 def measure_readings(study: Study) -> Run:
     """Directions and projections at every place, made now or found."""
     run = study.stage(
-        "readings", sites=[str(site) for site in study.sites], positions=list(study.positions),
-        n_directions=N_DIRECTIONS, n_shuffles=N_SHUFFLES,
-    )  # fmt: skip
+        "readings",
+        {
+            "sites": [str(site) for site in study.sites],
+            "positions": list(study.positions),
+            "n_directions": N_DIRECTIONS,
+            "n_shuffles": N_SHUFFLES,
+        },
+    )
     with run.lock():
         if not run.complete:
             with atomic_path(run.path / TENSORS) as temporary:
                 save_file(_readings(study), temporary)
-            study.finish(run, sites=len(study.sites), positions=len(study.positions))
+            study.finish(run, {"sites": len(study.sites), "positions": len(study.positions)})
     return run
 
 
@@ -192,6 +199,27 @@ def load_readings(run: Run) -> tuple[Readings, Float[Tensor, "r s p d"]]:
     return Readings(**{name: tensor.numpy() for name, tensor in tensors.items()}), vectors
 
 
+def differing(
+    readings: Readings, vectors: Float[Tensor, "s p d"], places: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """The places at which the sets differ by more than rounding.
+
+    At the first block's input the template's tokens are the same for all prompts. Random directions
+    tell how long activations are: `d` times the mean square of `x . r^`.
+
+    Raises `UserError` where the sets differ nowhere.
+    """
+    square = vectors.shape[-1] * (readings.random**2).mean(axis=(0, -1))
+    norms = vectors.double().norm(dim=-1).numpy()
+    found = tuple(place for place in places if norms[place] > ROUNDING * square[place] ** 0.5)
+    if not found:
+        raise UserError(
+            "the two sets do not differ at any layer and position that was asked for; ask for "
+            "later layers."
+        )
+    return found
+
+
 # ----------------------------------------------------------------------------------- selection
 
 
@@ -219,9 +247,13 @@ def measure_selection(
     Raises `UserError` where a target is not one token.
     """
     run = study.stage(
-        "selection", readings=readings.path.name, places=[list(place) for place in asked.places],
-        targets=None if asked.targets is None else list(asked.targets),
-    )  # fmt: skip
+        "selection",
+        {
+            "readings": readings.path.name,
+            "places": [list(place) for place in asked.places],
+            "targets": None if asked.targets is None else list(asked.targets),
+        },
+    )
     with run.lock():
         journal = Journal(run.path / RESULTS)
         held = study.rows(study.contrast.validation)
@@ -247,7 +279,7 @@ def measure_selection(
             ]
             journal.add("plain", [float(np.mean(values)) for values in scores])
         if not run.complete:
-            study.finish(run, candidates=len(asked.places))
+            study.finish(run, {"candidates": len(asked.places)})
     rows = [_candidate(study, site, position, journal.rows) for site, position in asked.places]
     return {name: journal.rows[name] for name in ("targets", "plain")}, rows
 
@@ -304,9 +336,15 @@ def measure_effects(
     """What the chosen direction and its controls do on test prompts."""
     site, position = place
     run = study.stage(
-        "effects", site=str(study.sites[site]), position=study.positions[position],
-        targets=list(targets), readings=selected, n_random=n_random,
-    )  # fmt: skip
+        "effects",
+        {
+            "site": str(study.sites[site]),
+            "position": study.positions[position],
+            "targets": list(targets),
+            "readings": selected,
+            "n_random": n_random,
+        },
+    )
     with run.lock():
         journal, test = Journal(run.path / RESULTS), study.rows(study.contrast.test)
         controls = _controls(study, vectors[:, site, position], n_random)
@@ -318,7 +356,7 @@ def measure_effects(
         if "equality" not in journal:
             journal.add("equality", _equality(study.model, test, controls["chosen"]))
         if not run.complete:
-            study.finish(run, directions=len(controls))
+            study.finish(run, {"directions": len(controls)})
     return _effects(journal.rows, n_random)
 
 

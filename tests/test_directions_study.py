@@ -142,7 +142,7 @@ def test_candidates_are_spread_over_what_the_depth_allows(tmp_path: Path):
     study = make_study(config, contrast, model, tmp_path)
     assert study.positions == (-1, -2, -3)
     few = replace(PRESETS["quick"], n_layers=4, n_positions=1)
-    assert candidate_places(config, few, study) == ((1, 2), (3, 2), (5, 2), (7, 2))
+    assert candidate_places(config, few, study) == ((1, 0), (3, 0), (5, 0), (7, 0))
     every = candidate_places(config, PRESETS["full"], study)
     assert every == tuple((layer, p) for layer in range(8) for p in range(3))
     asked = candidate_places(Config(layers=(9,), positions=(-2,)), few, study)
@@ -236,7 +236,7 @@ def test_equality_verdict():
 def test_a_failed_selection_says_what_fails():
     rows = tuple(
         Candidate(
-            site=Site(kind="resid_pre", layer=layer), position=-1, norm=1.0, ablated=-layer,
+            site=Site(kind="resid_pre", layer=layer), position=-1, norm=1.0, ablated=-float(layer),
             added=-1.0, kl=0.01,
         )
         for layer in (1, 2)
@@ -295,7 +295,8 @@ def test_study_writes_its_report(study: tuple[Config, Path, Run]):
     assert list(report.figures) == [
         "AUROC_by_layer", "AUROC_by_layer_and_position", "projections", "effects", "candidates",
     ]  # fmt: skip
-    assert len(report.tables["selection"]) == 2 * 2  # layers 0 and 1, two of three positions
+    # Two of three positions, of layer 1 alone: at layer 0's input the template is all there is.
+    assert len(report.tables["selection"]) == 2
     assert len(report.tables["target_tokens"]) == 10
     assert len(report.verdicts) == 3 + 1 + 4 + 1
     assert report.verdicts[-1].holds, "hooks and weight edit are equal"
@@ -345,7 +346,7 @@ def test_files_without_target_tokens_are_only_represented(folder: Path, tmp_path
     b.write_text("".join(f"quiet {i}\n" for i in range(12)))
     config = Config(model=str(folder / "model"), positive=a, negative=b, device="cpu")
     assert "only representations" in directions.estimate(config)["candidates"]
-    report = read_report(directions.run(config, tmp_path / "root").path)
+    report = directions.make_report(directions.measure(config, tmp_path / "root"))
     assert len(report.verdicts) == 3 and "effects" not in report.figures
     assert "only representations were measured" in report.text
     assert "LOUD" not in json.dumps(report.numbers) + report.text
