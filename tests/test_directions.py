@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,19 @@ def shaken(model: LanguageModel) -> LanguageModel:
     return model
 
 
+def run(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Logits of a whole pass."""
+    with torch.inference_mode():
+        logits = model.run(tokens)
+    assert logits is not None
+    return logits
+
+
+def head_and_table(model: LanguageModel) -> tuple[Any, Any]:
+    """The unembedding and the embedding."""
+    return model.model.get_output_embeddings(), model.model.get_input_embeddings()
+
+
 def one_by_one(model: LanguageModel, rows: list[tuple[int, ...]], site: Site) -> list[Tensor]:
     """The slow obvious reference: a prompt at a time, its site's whole tensor."""
     found = []
@@ -172,12 +186,10 @@ def test_running_together_is_running_alone(made):
     model = made()
     rows = write_rows(model, PROMPTS)
     assert len({len(row) for row in rows}) > 2
-    with torch.inference_mode():
-        alone = torch.stack([model.run(torch.tensor([row]))[0, -1] for row in rows])
+    alone = torch.stack([run(model, torch.tensor([row]))[0, -1] for row in rows])
     assert torch.allclose(last_logits(model, rows), alone, atol=1e-4)
     with adding(model, a_vector(), parse_site("resid_pre.1")):
-        with torch.inference_mode():
-            alone = torch.stack([model.run(torch.tensor([row]))[0, -1] for row in rows])
+        alone = torch.stack([run(model, torch.tensor([row]))[0, -1] for row in rows])
         assert torch.allclose(last_logits(model, rows), alone, atol=1e-4)
 
 
@@ -190,7 +202,7 @@ def test_a_planted_contrast_is_found_exactly():
     a, b = (model.tokenizer(letter)["input_ids"][0] for letter in "ab")
     planted = a_vector()
     with torch.no_grad():
-        table = model.model.get_input_embeddings().weight
+        table = head_and_table(model)[1].weight
         table[a] = table[b] + planted
     positive, negative = (
         write_rows(model, ["one a", "sea a"]),
@@ -295,41 +307,40 @@ def test_hooks_and_weight_edit_are_equal(made):
     model, vector = shaken(made()), a_vector()
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
-    with torch.inference_mode():
-        plain = model.run(tokens)
-        with ablating(model, vector):
-            hooked = model.run(tokens)
-        edited = ablated_copy(model, vector).run(tokens)
-        assert torch.allclose(hooked, edited, atol=1e-4)
-        assert (hooked - plain).abs().max() > 0.1
-        assert torch.equal(model.run(tokens), plain)
+    plain = run(model, tokens)
+    with ablating(model, vector):
+        hooked = run(model, tokens)
+    edited = run(ablated_copy(model, vector), tokens)
+    assert torch.allclose(hooked, edited, atol=1e-4)
+    assert (hooked - plain).abs().max() > 0.1
+    assert torch.equal(run(model, tokens), plain)
     after = model.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_tied_embeddings_are_untied_in_the_copy_and_would_matter():
     model, vector = shaken(tiny_gpt2()), a_vector()
-    head, table = model.model.get_output_embeddings(), model.model.get_input_embeddings()
+    head, table = head_and_table(model)
     assert head.weight is table.weight
     edited = ablated_copy(model, vector)
+    own_head, own_table = head_and_table(edited)
     assert head.weight is table.weight
-    assert torch.equal(edited.model.get_output_embeddings().weight, head.weight)
-    assert not torch.equal(edited.model.get_input_embeddings().weight, table.weight)
-    # Tied again, the edit reaches what reads the stream, and the logits are no longer the hooks'.
-    tied = ablated_copy(model, vector)
-    tied.model.get_output_embeddings().weight = tied.model.get_input_embeddings().weight
+    assert torch.equal(own_head.weight, head.weight)
+    assert not torch.equal(own_table.weight, table.weight)
     tokens = torch.tensor([[5, 6, 7, 8]])
-    with torch.inference_mode(), ablating(model, vector):
-        hooked = model.run(tokens)
-    with torch.inference_mode():
-        assert (tied.run(tokens) - hooked).abs().max() > 1e-2
+    with ablating(model, vector):
+        hooked = run(model, tokens)
+    assert torch.allclose(run(edited, tokens), hooked, atol=1e-4)
+    # Tied again, the edit reaches what reads the stream, and the logits are no longer the hooks'.
+    own_head.weight = own_table.weight
+    assert (run(edited, tokens) - hooked).abs().max() > 1e-2
 
 
 def test_untying_what_is_not_tied_changes_nothing():
     model = tiny_llama()
-    head = model.model.get_output_embeddings().weight
+    before = head_and_table(model)[0].weight
     untie(model)
-    assert model.model.get_output_embeddings().weight is head
+    assert head_and_table(model)[0].weight is before
 
 
 def test_hooks_and_weight_edit_are_equal_on_smollm2(smollm2):
@@ -341,10 +352,10 @@ def test_hooks_and_weight_edit_are_equal_on_smollm2(smollm2):
     edited = ablated_copy(smollm2, vector[0, 0].float())
     assert (last_logits(edited, rows) - hooked).abs().max() < 1e-3
     assert (hooked - plain).abs().max() > 1
-    assert smollm2.model.get_output_embeddings().weight is (
-        smollm2.model.get_input_embeddings().weight
-    )
-    edited.model.get_output_embeddings().weight = edited.model.get_input_embeddings().weight
+    head, table = head_and_table(smollm2)
+    assert head.weight is table.weight
+    own_head, own_table = head_and_table(edited)
+    own_head.weight = own_table.weight
     assert (last_logits(edited, rows) - hooked).abs().max() > 1e-2
 
 
