@@ -406,7 +406,7 @@ def _effects(measured: Measured, chosen: Chosen) -> str:
         missed = " and ".join(MISSED[m] for m in selection.misses[selection.chosen])
         outcome += (
             f" **No candidate passes**: what follows is of the best of the rest ({missed}), and "
-            "the method's own answer is that there is no such direction here."
+            "the method's own answer is that none of these candidates is such a direction."
         )
     threshold = (
         "half way between the untouched model's scores of the two sets, as this model gives the "
