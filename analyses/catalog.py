@@ -85,9 +85,9 @@ STUDIES = (
         line="what an SAE is good for: probing, perturbation, absorption, matching, coherence",
     ),
     Study(
-        name="dose-response",
-        module="analyses.dose_response",
-        line="what a steering recipe does at which strength, and its cost, beside its controls",
+        name="directions",
+        module="analyses.directions",
+        line="one direction for a difference between prompts: separates, necessary, sufficient?",
     ),
 )
 """Every study there is, in the order in which they are listed."""
