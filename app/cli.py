@@ -22,6 +22,8 @@ COMMANDS = {
     "sweep": "train many at once: activations, seeds and sites on one stream",
     "evaluate": "how well an SAE does its job, beside PCA, random and untrained controls",
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
+    "map": "an SAE's features in two dimensions, with clusters, beside random directions",
+    "compare": "match the features of two SAEs, beside what chance matches",
     "analyse": "run a study and write its report",
     "convert": "read and write the SAE formats of other projects",
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",

@@ -1,0 +1,152 @@
+"""Clusters on a map of features, and whether they say more than chance does.
+
+**Where**: HDBSCAN (Campello, Moulavi and Sander 2013) runs in the t-SNE plane. Decoder directions
+are nearly orthogonal, and among a few thousand of them in hundreds of dimensions all distances are
+nearly the same: in the original space, and in its leading fifty principal components, a density
+finds next to nothing (more than nine tenths is noise). The plane keeps who is whose neighbour, and
+there neighbourhoods can be found. `leaf` clusters are taken, since the excess of mass prefers one
+continent of thousands.
+
+**What they are worth**: a t-SNE plane has islands for random directions too, and about as many. So
+each cluster is judged outside the plane, by its cohesion: the mean cosine between its members'
+directions. It *stands out* where that is more than `MARGIN` times the most cohesive cluster that
+the same procedure finds among random directions. How many there are, how much is noise and how well
+they are apart (the silhouette of Rousseeuw 1987, by cosine, in the original space) is reported
+beside the same numbers of the controls.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+NOISE = -1
+"""The cluster of a feature that belongs to none."""
+MARGIN = 1.25
+"""Of two draws of random directions, either may hold the most cohesive cluster; one a quarter more
+cohesive than all of another draw's is rare."""
+TOKENS_NAMED = 3
+"""Tokens in a cluster's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustering:
+    """What clusters there are among some directions, in numbers."""
+
+    n_features: int
+    """Directions that were looked at."""
+    n_clusters: int
+    """Clusters that were found."""
+    noise_share: float
+    """Share of the directions that belong to none."""
+    silhouette: float | None
+    """Mean cosine silhouette of those that belong to one, between -1 and 1; null below two
+    clusters."""
+    cohesion_median: float | None
+    """Median over clusters of the mean cosine between members; null where there is none."""
+    cohesion_max: float | None
+    """The largest of them."""
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The same as JSON."""
+        return asdict(self)
+
+
+def find_clusters(places: Float[np.ndarray, "n 2"], min_size: int) -> Int[np.ndarray, " n"]:
+    """Number of each point's cluster in a plane, the largest cluster first; `NOISE` for none."""
+    from sklearn.cluster import HDBSCAN
+
+    if len(places) < max(2 * min_size, 3):
+        return np.full(len(places), NOISE)
+    found = HDBSCAN(
+        min_cluster_size=min_size, cluster_selection_method="leaf", copy=True
+    ).fit_predict(places.astype(np.float64))
+    sizes = np.bincount(found[found >= 0])
+    order = np.argsort(-sizes, kind="stable")
+    renumbered = np.empty(len(sizes), dtype=found.dtype)
+    renumbered[order] = np.arange(len(sizes))
+    return np.array([NOISE if place < 0 else renumbered[place] for place in found], dtype=int)
+
+
+def cohesion(directions: Float[np.ndarray, "n d"], clusters: Int[np.ndarray, " n"]) -> list[float]:
+    """Mean cosine between different members of each cluster; directions have unit length."""
+    found = []
+    for cluster in range(clusters.max(initial=NOISE) + 1):
+        members = directions[clusters == cluster].astype(np.float64)
+        n, total = len(members), members.sum(0)
+        found.append(float((total @ total - (members**2).sum()) / (n * (n - 1))))
+    return found
+
+
+def measure(directions: Float[np.ndarray, "n d"], clusters: Int[np.ndarray, " n"]) -> Clustering:
+    """The numbers of a clustering."""
+    from sklearn.metrics import silhouette_score
+
+    inside, cohesions = clusters >= 0, cohesion(directions, clusters)
+    apart = None
+    if 1 < len(cohesions) < inside.sum():
+        apart = float(silhouette_score(directions[inside], clusters[inside], metric="cosine"))
+    return Clustering(
+        n_features=len(directions),
+        n_clusters=len(cohesions),
+        noise_share=float(1 - inside.mean()) if len(inside) else 1.0,
+        silhouette=apart,
+        cohesion_median=float(np.median(cohesions)) if cohesions else None,
+        cohesion_max=max(cohesions, default=None),
+    )
+
+
+def bar(controls: Sequence[Clustering]) -> float:
+    """The cohesion from which on a cluster stands out from those of random directions."""
+    largest = [control.cohesion_max for control in controls if control.cohesion_max is not None]
+    return MARGIN * max(largest, default=0.0)
+
+
+def cluster_table(
+    cohesions: Sequence[float],
+    clusters: Int[np.ndarray, " n"],
+    least: float,
+    tokens: Sequence[Sequence[str]] | None,
+) -> pd.DataFrame:
+    """A row a cluster: its size, cohesion, whether it stands out, and its name.
+
+    Args:
+        cohesions: mean cosine between members, by cluster.
+        clusters: number of each feature's cluster.
+        least: the cohesion that a cluster has to exceed.
+        tokens: the tokens that drive each feature most; None where no index says.
+    """
+    sizes = np.bincount(clusters[clusters >= 0], minlength=len(cohesions))
+    names = _names(clusters, tokens) if tokens is not None else {}
+    table = pd.DataFrame(
+        {
+            "cluster": np.arange(len(cohesions), dtype=np.int32),
+            "n_features": sizes.astype(np.int32),
+            "cohesion": np.asarray(cohesions, dtype=np.float64),
+            "name": [names.get(cluster, "") for cluster in range(len(cohesions))],
+        }
+    )
+    table.insert(3, "stands_out", table["cohesion"] > least)
+    return table
+
+
+def _names(clusters: Int[np.ndarray, " n"], tokens: Sequence[Sequence[str]]) -> Mapping[int, str]:
+    """Each cluster by the tokens that drive most of its members; of equals, the rarer elsewhere."""
+    everywhere = Counter(token for own in tokens for token in {*map(_plain, own)})
+    by_cluster: dict[int, Counter[str]] = {}
+    for cluster, own in zip(clusters.tolist(), tokens, strict=True):
+        by_cluster.setdefault(cluster, Counter()).update({*map(_plain, own)})
+    names = {}
+    for cluster, counted in by_cluster.items():
+        shared = [token for token, n in counted.items() if n > 1] or list(counted)
+        shared.sort(key=lambda token: (-counted[token], everywhere[token], token))
+        names[cluster] = "  ".join(shared[:TOKENS_NAMED])
+    return names
+
+
+def _plain(token: str) -> str:
+    """A token without the space before it and in small letters, unless that is all there is."""
+    return token.strip().lower() or repr(token)[1:-1].replace(" ", "\u00b7")
