@@ -105,11 +105,11 @@ def _known(_record: SaeRecord, path: Path, changed: tuple) -> pd.DataFrame:
     else:
         index = data.feature_index(_record)
         rows = index.table(limit=index.n_features).rows
-        frame = rows[["feature", "density"]].copy()
+        frame = rows.loc[:, ["feature", "density"]].copy()
         frame["tokens"] = [token_list(tokens, TOKENS_NAMED) for tokens in rows["top_tokens"]]
     labels, scores = _labels(_record)
     frame["label"] = [labels.get(feature, "") for feature in frame["feature"]]
-    frame["score"] = frame["feature"].map(scores).astype(float)
+    frame["score"] = [scores.get(feature, np.nan) for feature in frame["feature"]]
     return frame
 
 

@@ -1,6 +1,6 @@
 """Figures of the map and of the comparison, without Streamlit."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -70,10 +70,18 @@ def map_figure(
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"align": "left"},
     )
+    figure.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": GRAY, "activecolor": PLUM})
     axis = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis, scaleanchor="x" if plane == "tsne" else None)
+    figure.update_xaxes(**axis, range=_span(x))
+    figure.update_yaxes(**axis, range=_span(y))
     return figure
+
+
+def _span(values: Float[np.ndarray, " n"]) -> list[float]:
+    """The range of an axis: all of the values and a little around them."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    room = 0.03 * (high - low) or 1.0
+    return [low - room, high + room]
 
 
 def point_size(n: int) -> float:
@@ -83,14 +91,10 @@ def point_size(n: int) -> float:
 
 def hover_texts(places: pd.DataFrame) -> list[str]:
     """Number of each feature and, in a second line, its label or else its tokens."""
-    labels, tokens = (
-        places[name].fillna("") if name in places else pd.Series("", places.index)
-        for name in ("label", "tokens")
-    )
-    said = labels.where(labels != "", tokens)
+    lines = said(places) if "label" in places else [""] * len(places)
     return [
         f"{feature}<br>{escaped(line)}" if line else str(feature)
-        for feature, line in zip(places["feature"], said, strict=True)
+        for feature, line in zip(places["feature"], lines, strict=True)
     ]
 
 
@@ -144,9 +148,9 @@ def _name_clusters(
 ) -> None:
     out = clusters[clusters["stands_out"] & (clusters["name"] != "")].head(NAMES_SHOWN)
     for cluster, name in zip(out["cluster"], out["name"], strict=True):
-        inside = places[places["cluster"] == cluster]
+        inside = places.loc[places["cluster"] == cluster, [f"{plane}_x", f"{plane}_y"]].to_numpy()
         figure.add_annotation(
-            x=float(inside[f"{plane}_x"].median()), y=float(inside[f"{plane}_y"].max()),
+            x=float(np.median(inside[:, 0])), y=float(inside[:, 1].max()),
             text=escaped(name), showarrow=False, yshift=10, font={"size": 11},
         )  # fmt: skip
 
@@ -203,12 +207,21 @@ def cosine_figure(
     return figure
 
 
-def contains(texts: pd.Series, wanted: str) -> Bool[np.ndarray, " n"]:
-    """Which of some texts contain one, in any case and taken literally."""
-    return texts.fillna("").str.contains(wanted, case=False, regex=False).to_numpy(dtype=bool)
+def contains(rows: pd.DataFrame, columns: Sequence[str], wanted: str) -> Bool[np.ndarray, " n"]:
+    """Rows with a text that contains the wanted one, in any case and taken literally."""
+    low, found = wanted.lower(), np.zeros(len(rows), bool)
+    for column in columns:
+        found |= [low in str(text).lower() for text in rows[column].fillna("")]
+    return found
 
 
-def cluster_sentence(summary: dict[str, Any]) -> str:
+def said(rows: pd.DataFrame, prefix: str = "") -> list[str]:
+    """What there is to say of each row's feature: its label, or else the tokens it fires on."""
+    label, tokens = (rows[f"{prefix}{name}"].fillna("") for name in ("label", "tokens"))
+    return [own or line for own, line in zip(label, tokens, strict=True)]
+
+
+def cluster_sentence(summary: Mapping[str, Any]) -> str:
     """What the clusters are worth, in words: how many stand out, beside the controls."""
     found = summary["clusters"]
     own = found["sae"]

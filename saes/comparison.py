@@ -96,6 +96,7 @@ def compare(
                 "left_out_first": len(a) - matched.n_first,
                 "left_out_second": len(b) - matched.n_second,
                 **matched.summary(),
+                "n_same_number": int((matched.first == matched.second).sum()),
                 "chance": {name: control.summary() for name, control in controls.items()},
             },
             inputs={name: run.config[name] for name in ("first", "second")},

@@ -15,6 +15,7 @@ they are apart (the silhouette of Rousseeuw 1987, by cosine, in the original spa
 beside the same numbers of the controls.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -62,7 +63,9 @@ def find_clusters(places: Float[np.ndarray, "n 2"], min_size: int) -> Int[np.nda
     if len(places) < max(2 * min_size, 3):
         return np.full(len(places), NOISE)
     found = HDBSCAN(
-        min_cluster_size=min_size, cluster_selection_method="leaf", copy=True
+        min_cluster_size=min_size,
+        cluster_selection_method="leaf",
+        copy=True,  # pyright: ignore[reportArgumentType]
     ).fit_predict(places.astype(np.float64))
     sizes = np.bincount(found[found >= 0])
     order = np.argsort(-sizes, kind="stable")
@@ -77,7 +80,7 @@ def cohesion(directions: Float[np.ndarray, "n d"], clusters: Int[np.ndarray, " n
     for cluster in range(clusters.max(initial=NOISE) + 1):
         members = directions[clusters == cluster].astype(np.float64)
         n, total = len(members), members.sum(0)
-        found.append(float((total @ total - (members**2).sum()) / (n * (n - 1))))
+        found.append(float((total @ total - (members**2).sum()) / max(n * (n - 1), 1)))
     return found
 
 
@@ -120,7 +123,7 @@ def cluster_table(
         tokens: the tokens that drive each feature most; None where no index says.
     """
     sizes = np.bincount(clusters[clusters >= 0], minlength=len(cohesions))
-    names = _names(clusters, tokens) if tokens is not None else {}
+    names = {} if tokens is None else _names(clusters, tokens)
     table = pd.DataFrame(
         {
             "cluster": np.arange(len(cohesions), dtype=np.int32),
@@ -134,16 +137,22 @@ def cluster_table(
 
 
 def _names(clusters: Int[np.ndarray, " n"], tokens: Sequence[Sequence[str]]) -> Mapping[int, str]:
-    """Each cluster by the tokens that drive most of its members; of equals, the rarer elsewhere."""
+    """Each cluster by its most common driving tokens.
+
+    A token counts for each member that it drives, and by how few features it drives on the whole
+    map (the logarithm of the inverse share, as texts are indexed): else every cluster were called
+    after the most frequent words.
+    """
     everywhere = Counter(token for own in tokens for token in {*map(_plain, own)})
+    weight = {token: math.log(len(tokens) / n) for token, n in everywhere.items()}
     by_cluster: dict[int, Counter[str]] = {}
     for cluster, own in zip(clusters.tolist(), tokens, strict=True):
         by_cluster.setdefault(cluster, Counter()).update({*map(_plain, own)})
     names = {}
     for cluster, counted in by_cluster.items():
-        shared = [token for token, n in counted.items() if n > 1] or list(counted)
-        shared.sort(key=lambda token: (-counted[token], everywhere[token], token))
-        names[cluster] = "  ".join(shared[:TOKENS_NAMED])
+        score = {token: n * weight[token] for token, n in counted.items() if n > 1}
+        order = sorted(score, key=lambda token: (-score[token], token))
+        names[cluster] = "  ".join(order[:TOKENS_NAMED])
     return names
 
 

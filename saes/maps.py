@@ -25,7 +25,6 @@ import contextlib
 import io
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -108,7 +107,7 @@ def build_map(
     *,
     alive: Bool[np.ndarray, " s"] | None = None,
     tokens: Sequence[Sequence[str]] | None = None,
-    twin: Float[np.ndarray, "m d"] | None = None,
+    twin: Float[np.ndarray, "m e"] | None = None,
     progress: bool = True,
 ) -> Run:
     """Fill the folder of a map.
@@ -136,28 +135,18 @@ def build_map(
             f"{decoder.shape[1]}; give the SAE that was trained at the same site of the twin."
         )
     directions = chance.unit(decoder[features])
-    subjects = {
-        "random": (chance.isotropic(*directions.shape, config.seed), None),
-        "shaped": (chance.shaped(directions, config.seed), None),
-    }
-    if twin is not None:
-        kept = placed(twin, None)
-        subjects["twin"] = (chance.unit(twin[kept]), kept)
     with run.lock(), threadpool_limits(1):
-        own = _subject(run, "map", directions, features, config, progress)
-        found = {"sae": measure(directions, own["cluster"].to_numpy())}
-        for name, (rows, numbers) in subjects.items():
-            if len(rows):
-                numbers = np.arange(len(rows)) if numbers is None else numbers
-                table = _subject(run, f"control-{name}", rows, numbers, config, progress)
-                found[name] = measure(rows, table["cluster"].to_numpy())
+        own = _subject(run, "map", directions, features, config, progress)["cluster"].to_numpy()
+        found = {"sae": measure(directions, own)}
+        for name, (rows, numbers) in _controls(directions, config.seed, twin).items():
+            table = _subject(run, f"control-{name}", rows, numbers, config, progress)
+            found[name] = measure(rows, table["cluster"].to_numpy())
         least = bar([found[name] for name in CONTROLS])
-        clusters = own["cluster"].to_numpy()
         named = cluster_table(
-            cohesion(directions, clusters),
-            clusters,
+            cohesion(directions, own),
+            own,
             least,
-            None if tokens is None else [tokens[feature] for feature in features],
+            None if tokens is None else [tokens[feature] for feature in features.tolist()],
         )
         _write(run, "clusters", pa.Table.from_pandas(named, preserve_index=False))
         summary = {
@@ -166,12 +155,28 @@ def build_map(
             "perplexity": perplexity_of(len(features), config.perplexity),
             "pca_variance_share": variance_share(directions),
             "cohesion_bar": least,
-            "n_standing_out": int(named["stands_out"].sum()),
+            "n_standing_out": int(np.count_nonzero(named["stands_out"])),
             "clusters": {name: clustering.summary() for name, clustering in found.items()},
         }
         inputs = {name: run.config[name] for name in ("sae", "index", "twin") if run.config[name]}
         run.finish(summary=summary, inputs=inputs, seeds={"map": config.seed}, device="cpu")
     return run
+
+
+def _controls(
+    directions: Float[np.ndarray, "n d"], seed: int, twin: Float[np.ndarray, "m d"] | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Directions to hold the SAE's own against, and their numbers, by name."""
+    n, d = directions.shape
+    numbers = np.arange(n)
+    found = {
+        "random": (chance.isotropic(n, d, seed), numbers),
+        "shaped": (chance.shaped(directions, seed), numbers),
+    }
+    kept = numbers[:0] if twin is None else placed(twin, None)
+    return found | (
+        {"twin": (chance.unit(twin[kept]), kept)} if twin is not None and len(kept) else {}
+    )
 
 
 def placed(
@@ -252,7 +257,7 @@ def principal_plane(directions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "
 
     size = min(2, *directions.shape)
     plane = np.zeros((len(directions), 2), dtype=np.float32)
-    if len(directions) > 1:
+    if directions.var(0).sum() > 1e-12:
         fitted = PCA(size, svd_solver="covariance_eigh").fit_transform(directions)
         plane[:, :size] = fitted
     return plane
@@ -268,9 +273,7 @@ def variance_share(directions: Float[np.ndarray, "n d"]) -> float | None:
 def _steps(label: str, total: int, progress: bool) -> Iterator[None]:
     """A bar of t-SNE's steps; scikit-learn says them on stdout only, where they do not belong."""
     with (
-        tqdm(
-            total=total, desc=label, unit=" steps", disable=not progress, file=sys.stderr
-        ) as shown,
+        tqdm(total=total, desc=label, unit=" steps", disable=not progress) as shown,
         contextlib.redirect_stdout(_Steps(shown)),
     ):
         yield

@@ -42,7 +42,7 @@ def run(command: Command) -> Path | None:
     runs = [find_run(path, "sae", root) for path in (command.first, command.second)]
     hashes = [weights_hash(sae_run) for sae_run in runs]
     decoders = [decoder_of(sae_run) for sae_run in runs]
-    check_widths(*(decoder.shape[1] for decoder in decoders))
+    check_widths(decoders[0].shape[1], decoders[1].shape[1])
     if command.common.dry_run:
         say(dry_run_plan(command.compare, [len(decoder) for decoder in decoders]))
         return None
@@ -57,7 +57,7 @@ def run(command: Command) -> Path | None:
             Dictionary(decoder=decoder, alive=None if index is None else living(index))
             for decoder, index in zip(decoders, indexes, strict=True)
         ]
-        compare(folder, *sides, command.compare)
+        compare(folder, sides[0], sides[1], command.compare)
     say(results_table(folder))
     return folder.path
 

@@ -71,7 +71,10 @@ def draw(
     if index is not None:
         opened = FeatureIndex.open(index.path)
         rows = opened.table(limit=opened.n_features).rows
-        alive, tokens = rows["alive"].to_numpy(dtype=bool), rows["top_tokens"].tolist()
+        alive, tokens = (
+            rows["alive"].to_numpy(dtype=bool),
+            [list(own) for own in rows["top_tokens"]],
+        )
     build_map(
         folder,
         decoder_of(sae_run),

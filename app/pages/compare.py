@@ -1,5 +1,6 @@
 """Compare: two SAEs side by side, what both have and what only one has."""
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -8,7 +9,9 @@ from app import components, dashboard, data, map_data, map_views, views
 PAIRS = "compare_pairs"
 CHANCE = {"random": "random directions", "shaped": "random, same covariance"}
 SIDES = {"first": "Only the first", "second": "Only the second"}
-METRICS = ("fvu", "cosine", "ce_recovered", "kl", "l0", "dead_share", "dense_share")
+SAME_BY_CHANCE = 5
+"""Pairs of equal numbers that are still likely by chance, where one is expected."""
+SAID = ["first_said", "second_said"]
 
 
 def show() -> None:
@@ -132,7 +135,7 @@ def _matched(first: data.SaeRecord, second: data.SaeRecord, found: map_data.Comp
     columns = st.columns(2, gap="large")
     for column, (side, words), record in zip(columns, SIDES.items(), (first, second), strict=True):
         with column:
-            _own(record, found.nearest[found.nearest["side"] == side], words, threshold, text)
+            _own(record, found.nearest.loc[found.nearest["side"] == side], words, threshold, text)
 
 
 def _numbers(summary) -> None:
@@ -144,10 +147,18 @@ def _numbers(summary) -> None:
     st.html(views.table_html(pd.DataFrame(rows)))
     left_out = summary["left_out_first"] + summary["left_out_second"]
     dead = f" {left_out:,} dead features are left out." if left_out else ""
+    same = (
+        f" In {summary['n_same_number']:,} pairs both features have the same number (by chance it "
+        "would be about one): the two SAEs began at the same random directions and keep some of "
+        "that beginning."
+        if summary["n_same_number"] > SAME_BY_CHANCE
+        else ""
+    )
+    smaller = min(summary["n_first"], summary["n_second"])
     st.caption(
-        f"Pairs by {summary['method']}; shares of the smaller SAE's {min(summary['n_first'], summary['n_second']):,} "
-        f"features. Random directions, as many as the second SAE has, are matched with the first in "
-        f"the same way: that much is chance.{dead}"
+        f"Pairs by {summary['method']}; shares of the smaller SAE's {smaller:,} features. Random "
+        "directions, as many as the second SAE has, are matched with the first in the same way: "
+        f"that much is chance.{dead}{same}"
     )
 
 
@@ -163,16 +174,13 @@ def _row(matched) -> dict[str, str]:
 
 def _pairs(first: data.SaeRecord, second: data.SaeRecord, pairs: pd.DataFrame, text: str) -> None:
     rows = pairs.assign(
-        size=pairs["cosine"].abs(),
-        first_said=_said(pairs, "first_"),
-        second_said=_said(pairs, "second_"),
+        size=np.abs(pairs["cosine"]),
+        first_said=map_views.said(pairs, "first_"),
+        second_said=map_views.said(pairs, "second_"),
     )
     if text:
-        rows = rows[
-            map_views.contains(rows["first_said"], text)
-            | map_views.contains(rows["second_said"], text)
-        ]
-    rows = rows.sort_values("size", ascending=False, kind="stable").head(data.ROWS_SHOWN)
+        rows = rows.loc[map_views.contains(rows, SAID, text)]
+    rows = rows.sort_values(by="size", ascending=False, kind="stable").head(data.ROWS_SHOWN)
     shown = rows[["cosine", "first", "first_said", "second", "second_said"]]
     clicked = _clicked(PAIRS)
     if clicked is not None and clicked[0] < len(shown):
@@ -213,11 +221,11 @@ def _own(
     record: data.SaeRecord, nearest: pd.DataFrame, words: str, threshold: float, text: str
 ) -> None:
     size = nearest["cosine"].abs().to_numpy()
-    rows = nearest.assign(size=size, said=_said(nearest, ""))[size < threshold]
+    rows = nearest.assign(size=size, said=map_views.said(nearest)).loc[size < threshold]
     share = views.percent(len(rows) / len(nearest) if len(nearest) else None)
     if text:
-        rows = rows[map_views.contains(rows["said"], text)]
-    shown = rows.sort_values("size", kind="stable").head(data.ROWS_SHOWN)
+        rows = rows.loc[map_views.contains(rows, ["said"], text)]
+    shown = rows.sort_values(by="size", kind="stable").head(data.ROWS_SHOWN)
     key = f"compare_own_{words}"
     clicked = _clicked(key)
     if clicked is not None and clicked[0] < len(shown) and record.index is not None:
@@ -243,11 +251,6 @@ def _own(
         on_select="rerun",
         selection_mode="single-cell",
     )
-
-
-def _said(rows: pd.DataFrame, prefix: str) -> pd.Series:
-    label, tokens = rows[f"{prefix}label"].fillna(""), rows[f"{prefix}tokens"].fillna("")
-    return label.where(label != "", tokens)
 
 
 def _clicked(key: str) -> tuple[int, str] | None:

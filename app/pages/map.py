@@ -23,6 +23,7 @@ SUBJECTS: dict[str, str] = {
     "shaped": "Random, same covariance",
     "twin": "SAE of the random twin",
 }
+SHORT = {"sae": "this SAE", "random": "random", "shaped": "same covariance", "twin": "twin"}
 MAP, TABLE = "map_figure", "map_table"
 TOOLS = {
     "displayModeBar": True,
@@ -59,12 +60,12 @@ def _explore(record: data.SaeRecord, run: Run) -> None:
     own = subject == "sae"
     found = _matching(shown.places, text) if own and text else np.zeros(len(shown.places), bool)
     chosen = _selected(len(shown.places))
-    listed = shown.places[chosen if chosen.any() else found] if own else shown.places.iloc[:0]
+    listed = shown.places.loc[(chosen if chosen.any() else found) & own]
     clicked = st.session_state.get(TABLE)
     if clicked and clicked["selection"]["cells"] and len(listed):
         row, _ = clicked["selection"]["cells"][0]
         components.open_feature(record, int(listed.iloc[row]["feature"]))
-    left, right = st.columns([8, 5], gap="medium")
+    left, right = st.columns([7, 5], gap="medium")
     with left:
         features = frozenset(shown.places.loc[found, "feature"].tolist())
         st.plotly_chart(
@@ -110,7 +111,7 @@ def _controls(record: data.SaeRecord, run: Run) -> tuple:
             members = map_data.listed(name, record)
         else:
             st.caption("There is no list yet; make one on a feature's page.")
-    if colour == "score" and not map_data.known(record)["score"].notna().any():
+    if colour == "score" and not len(map_data.known(record)["score"].dropna()):
         st.caption(
             "There are no automatic labels yet, so no scores; "
             f"`lorgnette label {record.run.path}` makes them."
@@ -122,7 +123,7 @@ def _matching(places: pd.DataFrame, text: str) -> np.ndarray:
     """Which features a text means: a number, or letters of a label or of a token."""
     if text.strip().isdecimal():
         return (places["feature"] == int(text)).to_numpy()
-    return map_views.contains(places["label"], text) | map_views.contains(places["tokens"], text)
+    return map_views.contains(places, ["label", "tokens"], text)
 
 
 def _selected(n: int) -> np.ndarray:
@@ -169,21 +170,20 @@ def _reading(summary: Any, plane: map_views.Plane) -> None:
         return
     perplexity = summary["perplexity"]
     st.caption(
-        f"Perplexity {views.number(perplexity)}. Who is whose neighbour can be read off this plane; "
-        "distances between groups and how dense they are cannot."
+        f"Perplexity {views.number(perplexity)}. Who is whose neighbour can be read off this "
+        "plane; distances between groups and how dense they are cannot."
         if perplexity
         else "There are too few features for t-SNE; these are the principal components."
     )
 
 
 def _table(listed: pd.DataFrame, how: str) -> None:
-    st.markdown(f"**{len(listed):,} features** {how}")
+    st.markdown(f"**{len(listed):,} feature{'' if len(listed) == 1 else 's'}** {how}")
     if not len(listed):
         st.caption("No feature has these letters in its label or in the tokens it fires on most.")
         return
     shown = listed.head(data.ROWS_SHOWN)
-    said = shown["label"].where(shown["label"] != "", shown["tokens"])
-    frame = shown.assign(said=said, density_percent=100 * shown["density"])
+    frame = shown.assign(said=map_views.said(shown), density_percent=100 * shown["density"])
     columns = st.column_config
     st.dataframe(
         frame[COLUMNS].dropna(axis=1, how="all"),
@@ -202,23 +202,28 @@ def _table(listed: pd.DataFrame, how: str) -> None:
     )
 
 
+def _two_digits(value: float | None) -> str:
+    return views.DASH if value is None else f"{value:.2f}".replace("-", "\u2212")
+
+
 def _clusters(summary: Any, clusters: pd.DataFrame) -> None:
     st.markdown(map_views.cluster_sentence(summary))
     rows = [
         {
-            "": SUBJECTS[name],
+            "": SHORT[name],
             "clusters": row["n_clusters"],
-            "in none": views.percent(row["noise_share"]),
-            "silhouette": views.number(row["silhouette"]),
-            "cohesion": f"{views.number(row['cohesion_median'])} to "
-            f"{views.number(row['cohesion_max'])}",
+            "in none": f"{row['noise_share']:.0%}",
+            "silhouette": _two_digits(row["silhouette"]),
+            "cohesion": _two_digits(row["cohesion_median"]),
+            "most": _two_digits(row["cohesion_max"]),
         }
         for name, row in summary["clusters"].items()
     ]
     st.html(views.table_html(pd.DataFrame(rows)))
     st.caption(
         "Cohesion: mean cosine between the members' directions, of the median cluster and of the "
-        "most cohesive one. Silhouette: by cosine, in the original space."
+        "most cohesive one. Silhouette: by cosine, in the original space. Same covariance: random "
+        "directions with the SAE's mean and covariance. *Show* has the controls' maps."
     )
     if not len(clusters):
         return
@@ -233,7 +238,7 @@ def _clusters(summary: Any, clusters: pd.DataFrame) -> None:
                 "cluster": st.column_config.NumberColumn("Cluster", width=65),
                 "n_features": st.column_config.NumberColumn("Features", width=75),
                 "cohesion": st.column_config.NumberColumn("Cohesion", format="%.3f", width=80),
-                "name": st.column_config.TextColumn("Its most common driving tokens"),
+                "name": st.column_config.TextColumn("Tokens that drive its features"),
             },
         )
 
