@@ -30,6 +30,7 @@ def map_figure(
     clusters: pd.DataFrame,
     members: Collection[int] = (),
     found: Collection[int] = (),
+    ink: str = GRAY,
 ) -> go.Figure:
     """Features as points, drawn with WebGL; the first trace holds all of them, row by row.
 
@@ -41,6 +42,7 @@ def map_figure(
         clusters: a row a cluster; those that stand out have a colour, and the largest a name.
         members: features of the chosen list, for the colour "list".
         found: features to put a ring around.
+        ink: colour of the clusters' names.
     """
     x, y = (places[f"{plane}_{axis}"].to_numpy(np.float32) for axis in "xy")
     figure = go.Figure()
@@ -58,7 +60,7 @@ def map_figure(
             selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
         )  # fmt: skip
     if colour == "cluster":
-        _name_clusters(figure, places, plane, clusters)
+        _name_clusters(figure, places, plane, clusters, ink)
     figure.update_layout(
         height=HEIGHT,
         margin={"l": 0, "r": 0, "t": 8, "b": 0},
@@ -144,14 +146,14 @@ def _bar(colour: Colour, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
 
 
 def _name_clusters(
-    figure: go.Figure, places: pd.DataFrame, plane: Plane, clusters: pd.DataFrame
+    figure: go.Figure, places: pd.DataFrame, plane: Plane, clusters: pd.DataFrame, ink: str
 ) -> None:
     out = clusters[clusters["stands_out"] & (clusters["name"] != "")].head(NAMES_SHOWN)
     for cluster, name in zip(out["cluster"], out["name"], strict=True):
         inside = places.loc[places["cluster"] == cluster, [f"{plane}_x", f"{plane}_y"]].to_numpy()
         figure.add_annotation(
             x=float(np.median(inside[:, 0])), y=float(inside[:, 1].max()),
-            text=escaped(name), showarrow=False, yshift=10, font={"size": 11},
+            text=escaped(name), showarrow=False, yshift=10, font={"size": 12, "color": ink},
         )  # fmt: skip
 
 

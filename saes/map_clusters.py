@@ -112,7 +112,7 @@ def cluster_table(
     cohesions: Sequence[float],
     clusters: Int[np.ndarray, " n"],
     least: float,
-    tokens: Sequence[Sequence[str]] | None,
+    tokens: Sequence[list[str]] | None,
 ) -> pd.DataFrame:
     """A row a cluster: its size, cohesion, whether it stands out, and its name.
 
@@ -136,7 +136,7 @@ def cluster_table(
     return table
 
 
-def _names(clusters: Int[np.ndarray, " n"], tokens: Sequence[Sequence[str]]) -> Mapping[int, str]:
+def _names(clusters: Int[np.ndarray, " n"], tokens: Sequence[list[str]]) -> Mapping[int, str]:
     """Each cluster by its most common driving tokens.
 
     A token counts for each member that it drives, and by how few features it drives on the whole

@@ -106,7 +106,7 @@ def build_map(
     config: MapConfig,
     *,
     alive: Bool[np.ndarray, " s"] | None = None,
-    tokens: Sequence[Sequence[str]] | None = None,
+    tokens: Sequence[list[str]] | None = None,
     twin: Float[np.ndarray, "m e"] | None = None,
     progress: bool = True,
 ) -> Run:

@@ -1,5 +1,6 @@
 """The pages Map and Compare: with artifacts, without, with half of them, and with damaged ones."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_empty_root_says_what_to_run(at_root, tmp_path, page):
     app = at_root(tmp_path / "nothing", page)
     assert not app.exception and not app.error
     assert any("lorgnette demo" in element.value for element in app.code)
+
+
+@pytest.mark.parametrize("page", ["map", "compare"])
+def test_pages_have_no_bare_strings_that_streamlit_would_show(page):
+    body = ast.parse((ENTRY.parent / "pages" / f"{page}.py").read_text()).body
+    assert not [node.lineno for node in body[1:] if isinstance(node, ast.Expr)]
 
 
 def test_without_a_map_or_a_comparison_the_commands_are_shown(at_root, bare):

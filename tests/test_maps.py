@@ -13,8 +13,8 @@ from saes import chance
 from saes.map_clusters import NOISE, bar, cluster_table, cohesion, find_clusters, measure
 from saes.maps import MapConfig, build_map, lay_out, perplexity_of, read_clusters, read_map
 
-QUICK = MapConfig(steps=300, perplexity=10.0)
-N_GROUPS, SIZE, LOOSE, WIDTH = 6, 20, 120, 48
+QUICK = MapConfig(steps=250, perplexity=10.0)
+N_GROUPS, SIZE, LOOSE, WIDTH = 5, 16, 70, 48
 
 
 def planted() -> tuple[np.ndarray, np.ndarray]:
@@ -54,10 +54,10 @@ def test_planted_clusters_are_found_stand_out_and_are_named(planted_map):
 
 
 def test_random_directions_hold_no_more_than_the_control(tmp_path):
-    found = made(tmp_path, chance.isotropic(300, WIDTH, seed=11)).summary
+    found = made(tmp_path, chance.isotropic(200, WIDTH, seed=11)).summary
     assert found["n_standing_out"] == 0
     own, control = found["clusters"]["sae"], found["clusters"]["random"]
-    assert own["n_features"] == control["n_features"] == 300
+    assert own["n_features"] == control["n_features"] == 200
     assert abs(own["noise_share"] - control["noise_share"]) < 0.4
 
 
@@ -91,7 +91,7 @@ def test_hardly_any_features(tmp_path, n, d):
     run = made(tmp_path, chance.isotropic(n, d, 5))
     places = read_map(run)
     assert len(places) == n and np.isfinite(places.to_numpy(float)).all()
-    assert (places["cluster"] == NOISE).all() and run.summary["n_standing_out"] == 0
+    assert set(places["cluster"]) == {NOISE} and run.summary["n_standing_out"] == 0
     assert len(read_clusters(run)) == 0
     if n < 5:
         assert run.summary["perplexity"] is None
@@ -112,10 +112,13 @@ def test_trouble_is_told(tmp_path):
         made(tmp_path / "a", rows, alive=np.zeros(6, bool))
     with pytest.raises(UserError, match="width 3 where the SAE's have 4"):
         made(tmp_path / "b", rows, twin=chance.isotropic(6, 3, 0))
-    for wrong in ({"perplexity": 0.5}, {"perplexity": float("nan")}, {"steps": 10},
-                  {"min_cluster_size": 1}):  # fmt: skip
-        with pytest.raises(UserError):
-            MapConfig(**wrong)
+    for wrong in (0.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="perplexity"):
+            MapConfig(perplexity=wrong)
+    with pytest.raises(UserError, match="250 steps"):
+        MapConfig(steps=10)
+    with pytest.raises(UserError, match="2 features"):
+        MapConfig(min_cluster_size=1)
     run = made(tmp_path / "c", rows)
     (run.path / "map.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(Failure, match="lorgnette map"):
@@ -148,7 +151,7 @@ def test_cohesion_by_hand_and_by_loops():
     assert table["stands_out"].tolist() == [True, False] and table["name"].tolist() == ["", ""]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(n=st.integers(4, 30), k=st.integers(2, 3), seed=st.integers(0, 99))
 def test_measures_against_the_plain_definitions(n, k, seed):
     rows, clusters = chance.isotropic(n, 5, seed), np.arange(n) % (k + 1) - 1

@@ -71,10 +71,8 @@ def draw(
     if index is not None:
         opened = FeatureIndex.open(index.path)
         rows = opened.table(limit=opened.n_features).rows
-        alive, tokens = (
-            rows["alive"].to_numpy(dtype=bool),
-            [list(own) for own in rows["top_tokens"]],
-        )
+        alive = rows["alive"].to_numpy(dtype=bool)
+        tokens = [list(own) for own in rows["top_tokens"]]
     build_map(
         folder,
         decoder_of(sae_run),

@@ -9,8 +9,8 @@ from app import components, dashboard, data, map_data, map_views, views
 PAIRS = "compare_pairs"
 CHANCE = {"random": "random directions", "shaped": "random, same covariance"}
 SIDES = {"first": "Only the first", "second": "Only the second"}
+# Pairs of equal numbers that are still likely by chance, where one is expected.
 SAME_BY_CHANCE = 5
-"""Pairs of equal numbers that are still likely by chance, where one is expected."""
 SAID = ["first_said", "second_said"]
 
 

@@ -69,7 +69,7 @@ def _explore(record: data.SaeRecord, run: Run) -> None:
     with left:
         features = frozenset(shown.places.loc[found, "feature"].tolist())
         st.plotly_chart(
-            _figure(shown, subject, plane, colour, members, features),
+            _drawn(shown, id(shown), subject, plane, colour, members, features, _ink()),
             key=MAP, on_select="rerun", selection_mode=("points", "box", "lasso"), config=TOOLS,
             alt="Map of the features",
         )  # fmt: skip
@@ -136,18 +136,6 @@ def _selected(n: int) -> np.ndarray:
     return chosen
 
 
-def _figure(
-    shown: map_data.FeatureMap,
-    subject: str,
-    plane: map_views.Plane,
-    colour: map_views.Colour,
-    members: frozenset[int],
-    found: frozenset[int],
-) -> Figure:
-    """The figure: the same object as long as the same is asked, so that it is not sent again."""
-    return _drawn(shown, id(shown), subject, plane, colour, members, found)
-
-
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _drawn(
     _shown: map_data.FeatureMap,
@@ -157,10 +145,17 @@ def _drawn(
     colour: map_views.Colour,
     members: frozenset[int],
     found: frozenset[int],
+    ink: str,
 ) -> Figure:
+    """The figure: the same object as long as the same is asked, so that it is not sent again."""
     return map_views.map_figure(
-        _shown.places, plane, colour, clusters=_shown.clusters, members=members, found=found
-    )
+        _shown.places, plane, colour, clusters=_shown.clusters, members=members, found=found,
+        ink=ink,
+    )  # fmt: skip
+
+
+def _ink() -> str:
+    return "#f3efe8" if st.context.theme.type == "dark" else "#3a332e"
 
 
 def _reading(summary: Any, plane: map_views.Plane) -> None:
@@ -190,11 +185,11 @@ def _table(listed: pd.DataFrame, how: str) -> None:
         hide_index=True,
         height=600,
         column_config={
-            "feature": columns.NumberColumn("Feature", format="%d", width=70),
-            "said": columns.TextColumn("Label, or tokens it fires on most", width="medium"),
-            "density_percent": columns.NumberColumn("Density", format="%.3g %%", width=75),
+            "feature": columns.NumberColumn("Feature", format="%d", width=62),
+            "said": columns.TextColumn("Label, or tokens it fires on most", width=190),
+            "density_percent": columns.NumberColumn("Density", format="%.3g %%", width=70),
             "score": columns.NumberColumn("Score", format="%.2f", width=60),
-            "cluster": columns.NumberColumn("Cluster", width=65, help="-1: in none"),
+            "cluster": columns.NumberColumn("Cluster", width=60, help="-1: in none"),
         },
         key=TABLE,
         on_select="rerun",
