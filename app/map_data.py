@@ -34,7 +34,7 @@ class FeatureMap:
     places: pd.DataFrame
     """A row a feature that has a place: the columns of map.parquet, and those of `known`."""
     clusters: pd.DataFrame
-    """A row a cluster: cluster, n_features, cohesion, stands_out, name."""
+    """A row a cluster: cluster, n_features, cohesion, chance, stands_out, name."""
     summary: Mapping[str, Any]
     """The run's numbers, those of the controls among them."""
 

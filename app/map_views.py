@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
 from app.style import BLUE, GOLD, GRAY, PLUM, SERIES
-from app.wording import escaped, number, percent
+from app.wording import escaped, percent
 
 Plane = Literal["tsne", "pca"]
 Colour = Literal["density", "score", "cluster", "list"]
@@ -231,7 +231,6 @@ def cluster_sentence(summary: Mapping[str, Any]) -> str:
     of_chance = " and ".join(str(control["n_clusters"]) for control in controls)
     return (
         f"{own['n_clusters']} clusters, of which **{summary['n_standing_out']}** stand out: their "
-        f"directions agree more (mean cosine above {number(summary['cohesion_bar'])}) than those "
-        f"of any cluster that the same steps find among random directions, where there are "
-        f"{of_chance}, too."
+        "directions agree more than those of any neighbourhood of the same size among random "
+        f"directions. In these, the same steps find {of_chance} clusters, too."
     )

@@ -9,10 +9,13 @@ continent of thousands.
 
 **What they are worth**: a t-SNE plane has islands for random directions too, and about as many. So
 each cluster is judged outside the plane, by its cohesion: the mean cosine between its members'
-directions. It *stands out* where that is more than `MARGIN` times the most cohesive cluster that
-the same procedure finds among random directions. How many there are, how much is noise and how well
-they are apart (the silhouette of Rousseeuw 1987, by cosine, in the original space) is reported
-beside the same numbers of the controls.
+directions. It *stands out* where that is more than chance can give: more than the most cohesive
+neighbourhood of the same size among random directions, a neighbourhood being a direction with those
+nearest to it in the original space. That is a high bar (as many neighbourhoods as there are
+directions compete, and none has to be a cluster), and it does not depend on whether the controls
+have clusters of that size. How many clusters there are, how much is noise and how well they are
+apart (the silhouette of Rousseeuw 1987, by cosine, in the original space) is reported beside the
+same numbers of the controls.
 """
 
 import math
@@ -26,9 +29,8 @@ from jaxtyping import Float, Int
 
 NOISE = -1
 """The cluster of a feature that belongs to none."""
-MARGIN = 1.25
-"""Of two draws of random directions, either may hold the most cohesive cluster; one a quarter more
-cohesive than all of another draw's is rare."""
+ROWS_AT_ONCE = 256
+"""Directions whose neighbourhoods are summed at once."""
 TOKENS_NAMED = 3
 """Tokens in a cluster's name."""
 
@@ -54,6 +56,11 @@ class Clustering:
     def summary(self) -> dict[str, float | int | None]:
         """The same as JSON."""
         return asdict(self)
+
+
+def cluster_sizes(clusters: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
+    """Members of each cluster."""
+    return np.bincount(clusters[clusters >= 0])
 
 
 def find_clusters(places: Float[np.ndarray, "n 2"], min_size: int) -> Int[np.ndarray, " n"]:
@@ -102,27 +109,46 @@ def measure(directions: Float[np.ndarray, "n d"], clusters: Int[np.ndarray, " n"
     )
 
 
-def bar(controls: Sequence[Clustering]) -> float:
-    """The cohesion from which on a cluster stands out from those of random directions."""
-    largest = [control.cohesion_max for control in controls if control.cohesion_max is not None]
-    return MARGIN * max(largest, default=0.0)
+def neighbourhoods(
+    directions: Float[np.ndarray, "n d"], sizes: Sequence[int]
+) -> Mapping[int, float]:
+    """Cohesion of the most cohesive neighbourhood of each size.
+
+    Args:
+        directions: of unit length.
+        sizes: numbers of directions, from 2 to all of them.
+    """
+    largest, found = max(sizes, default=0), dict.fromkeys(sizes, -1.0)
+    at_once = max(1, ROWS_AT_ONCE * 64 // max(largest, 64))
+    for start in range(0, len(directions) if sizes else 0, at_once):
+        cosines = directions[start : start + at_once] @ directions.T
+        itself = np.arange(len(cosines))
+        cosines[itself, itself + start] = np.inf
+        near = np.argpartition(-cosines, largest - 1, axis=1)[:, :largest]
+        order = np.argsort(-np.take_along_axis(cosines, near, 1), axis=1, kind="stable")
+        members = directions[np.take_along_axis(near, order, 1)]
+        sums = members.cumsum(1, dtype=np.float64)
+        for size in found:
+            agreed = (sums[:, size - 1] ** 2).sum(1) - size
+            found[size] = max(found[size], float(agreed.max()) / (size * (size - 1)))
+    return found
 
 
 def cluster_table(
     cohesions: Sequence[float],
     clusters: Int[np.ndarray, " n"],
-    least: float,
+    of_chance: Mapping[int, float],
     tokens: Sequence[list[str]] | None,
 ) -> pd.DataFrame:
-    """A row a cluster: its size, cohesion, whether it stands out, and its name.
+    """A row a cluster: size, cohesion, that of chance, whether it stands out, and its name.
 
     Args:
         cohesions: mean cosine between members, by cluster.
         clusters: number of each feature's cluster.
-        least: the cohesion that a cluster has to exceed.
+        of_chance: the cohesion that a cluster has to exceed, by its size.
         tokens: the tokens that drive each feature most; None where no index says.
     """
-    sizes = np.bincount(clusters[clusters >= 0], minlength=len(cohesions))
+    sizes = cluster_sizes(clusters)
     names = {} if tokens is None else _names(clusters, tokens)
     table = pd.DataFrame(
         {
@@ -132,7 +158,8 @@ def cluster_table(
             "name": [names.get(cluster, "") for cluster in range(len(cohesions))],
         }
     )
-    table.insert(3, "stands_out", table["cohesion"] > least)
+    table.insert(3, "chance", [of_chance[size] for size in sizes.tolist()])
+    table.insert(4, "stands_out", table["cohesion"] > table["chance"])
     return table
 
 

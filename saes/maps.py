@@ -2,7 +2,7 @@
 
     map.parquet        a row a feature that has a place: feature, pca_x, pca_y, tsne_x, tsne_y,
                        cluster (-1: none)
-    clusters.parquet   a row a cluster: cluster, n_features, cohesion, stands_out, name
+    clusters.parquet   a row a cluster: cluster, n_features, cohesion, chance, stands_out, name
     control-*.parquet  the same as map.parquet for directions of chance, and for the SAE of the
                        random-weight twin where one is given
 
@@ -40,13 +40,22 @@ from tqdm import tqdm
 from probe.errors import Failure, UserError
 from probe.runs import Run, atomic_path
 from saes import chance
-from saes.map_clusters import bar, cluster_table, cohesion, find_clusters, measure
+from saes.map_clusters import (
+    cluster_sizes,
+    cluster_table,
+    cohesion,
+    find_clusters,
+    measure,
+    neighbourhoods,
+)
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 FEW = 5
 """Below so many features t-SNE has nothing to arrange, and its columns are those of the PCA."""
+LEAST_STEPS = 400
+"""The first 250 only gather (early exaggeration): groups come apart after them."""
 SPREAD = 1e-4
 """Standard deviation of the first coordinate that t-SNE starts from."""
 COLUMNS = pa.schema(
@@ -76,8 +85,8 @@ class MapConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.perplexity < float("inf"):
             raise UserError(f"the perplexity must be 1 or more; got {self.perplexity}.")
-        if self.steps < 250:
-            raise UserError(f"t-SNE takes 250 steps or more; got {self.steps}.")
+        if self.steps < LEAST_STEPS:
+            raise UserError(f"t-SNE takes {LEAST_STEPS} steps or more; got {self.steps}.")
         if self.min_cluster_size < 2:
             raise UserError(f"a cluster has 2 features or more; got {self.min_cluster_size}.")
 
@@ -138,14 +147,17 @@ def build_map(
     with run.lock(), threadpool_limits(1):
         own = _subject(run, "map", directions, features, config, progress)["cluster"].to_numpy()
         found = {"sae": measure(directions, own)}
+        sizes, of_chance = sorted({*cluster_sizes(own).tolist()}), {}
         for name, (rows, numbers) in _controls(directions, config.seed, twin).items():
             table = _subject(run, f"control-{name}", rows, numbers, config, progress)
             found[name] = measure(rows, table["cluster"].to_numpy())
-        least = bar([found[name] for name in CONTROLS])
+            if name in CONTROLS:
+                best = neighbourhoods(rows, sizes)
+                of_chance = {n: max(best[n], of_chance.get(n, -1.0)) for n in sizes}
         named = cluster_table(
             cohesion(directions, own),
             own,
-            least,
+            of_chance,
             None if tokens is None else [tokens[feature] for feature in features.tolist()],
         )
         _write(run, "clusters", pa.Table.from_pandas(named, preserve_index=False))
@@ -154,7 +166,6 @@ def build_map(
             "n_placed": len(features),
             "perplexity": perplexity_of(len(features), config.perplexity),
             "pca_variance_share": variance_share(directions),
-            "cohesion_bar": least,
             "n_standing_out": int(np.count_nonzero(named["stands_out"])),
             "clusters": {name: clustering.summary() for name, clustering in found.items()},
         }

@@ -42,6 +42,7 @@ def make_synthetic_map(sae: Run, n_features: int) -> Run:
             "cluster": np.arange(N_CLUSTERS, dtype=np.int32),
             "n_features": np.bincount(places["cluster"][places["cluster"] >= 0]).astype(np.int32),
             "cohesion": np.linspace(0.3, 0.1, N_CLUSTERS),
+            "chance": 0.19,
             "stands_out": np.arange(N_CLUSTERS) < 6,
             "name": [f"word {cluster}" for cluster in range(N_CLUSTERS)],
         }
@@ -53,7 +54,7 @@ def make_synthetic_map(sae: Run, n_features: int) -> Run:
     }  # fmt: skip
     summary = {
         "n_features": n_features, "n_placed": len(features), "perplexity": 30.0,
-        "pca_variance_share": 0.02, "cohesion_bar": 0.19, "n_standing_out": 6,
+        "pca_variance_share": 0.02, "n_standing_out": 6,
         "clusters": dict.fromkeys(("sae", "random", "shaped"), numbers),
     }  # fmt: skip
     run.finish(summary=summary, inputs={}, seeds={}, device="cpu")

@@ -56,7 +56,7 @@ def test_what_is_circled_is_listed_and_opens(page, mapped, tool):
 def test_a_found_feature_is_ringed(page, mapped):
     page.goto(f"{mapped}/map?find=77")
     expect(page.get_by_text("1 feature found")).to_be_visible()
-    rings = "document.querySelector('.js-plotly-plot').data.length == 2"
+    rings = "document.querySelector('.js-plotly-plot')?.data?.length == 2"
     page.wait_for_function(rings)
     page.get_by_role("radio", name="PCA", exact=True).click()
     expect(page.get_by_text(re.compile("of the directions' variance"))).to_be_visible()

@@ -48,7 +48,7 @@ def full(bare, tmp_path_factory) -> tuple[Path, Run, Run]:
     first, second = (Run.open(root / "saes" / run.path.name) for run in bare[1:])
     drawn = map.run(
         map.Command(
-            sae=first.path, twin=second.path, map=MapConfig(steps=250, min_cluster_size=4),
+            sae=first.path, twin=second.path, map=MapConfig(steps=400, min_cluster_size=4),
             common=Common(root=root),
         )
     )  # fmt: skip
@@ -113,7 +113,7 @@ def test_map_shows_every_living_feature_once(at_root, full):
     run = Run.open(next(first.path.glob("map-*")))
     trace = figure(app)["data"][0]
     assert trace["type"] == "scattergl" and len(trace["text"]) == len(read_map(run))
-    assert "mean cosine above" in words(app) and "same covariance" in words(app)
+    assert "of the same size among random" in words(app) and "same covariance" in words(app)
     app.get_by_key("colour").set_value("cluster").run()
     app.get_by_key("plane").set_value("pca").run()
     assert "of the directions' variance" in words(app) and not app.exception

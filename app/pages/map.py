@@ -226,13 +226,19 @@ def _clusters(summary: Any, clusters: pd.DataFrame) -> None:
     if len(out):
         st.markdown("**Clusters that stand out**")
         st.dataframe(
-            out[["cluster", "n_features", "cohesion", "name"]],
+            out[["cluster", "n_features", "cohesion", "chance", "name"]],
             hide_index=True,
             height=min(38 + 35 * len(out), 330),
             column_config={
                 "cluster": st.column_config.NumberColumn("Cluster", width=65),
                 "n_features": st.column_config.NumberColumn("Features", width=75),
                 "cohesion": st.column_config.NumberColumn("Cohesion", format="%.3f", width=80),
+                "chance": st.column_config.NumberColumn(
+                    "Chance",
+                    format="%.3f",
+                    width=70,
+                    help="The most cohesive neighbourhood of that size among random directions",
+                ),
                 "name": st.column_config.TextColumn("Tokens that drive its features"),
             },
         )
