@@ -24,6 +24,8 @@ COMMANDS = {
     "index": "make an SAE's features browsable: statistics, examples, tokens, logits, neighbours",
     "steer": "run recipes: the model's own text and the steered one, side by side",
     "label": "name every feature in a few words, offline, and say how far the name can be trusted",
+    "map": "an SAE's features in two dimensions, with clusters, beside random directions",
+    "compare": "match the features of two SAEs, beside what chance matches",
     "analyse": "run a study and write its report",
     "convert": "read and write the SAE formats of other projects",
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",

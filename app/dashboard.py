@@ -10,6 +10,8 @@ PAGES = (
     ("overview", "Overview", "home"),
     ("features", "Features", "table_rows"),
     ("feature", "Feature", "center_focus_strong"),
+    ("map", "Map", "scatter_plot"),
+    ("compare", "Compare", "compare_arrows"),
     ("prompt_lab", "Prompt lab", "edit_note"),
     ("steer", "Steer", "tune"),
     ("training", "Training", "show_chart"),

@@ -126,7 +126,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What the folder holds: activations, sae, evaluation, index, report or corpus."""
+        """What the folder holds: activations, sae, evaluation, index, map, report, corpus ..."""
         return self.config["kind"]
 
     @property
