@@ -303,7 +303,6 @@ def _samples(
             yield {"prompt": text, "times": candidate.times, "text": row.text}
 
 
-@torch.no_grad()
 def costs(
     steering: Steering, candidates: Sequence[Candidate], config: Config, say: Say
 ) -> Iterator[tuple[int, dict[Measure, Float[Tensor, " c"]]]]:
@@ -330,6 +329,7 @@ def costs(
         yield number, {"kl": torch.stack(kl), "ce": torch.stack(ce)}
 
 
+@torch.no_grad()
 def log_probabilities(
     steering: Steering, tokens: Int[Tensor, " t"], n_rows: int, edits: Sequence[Edit]
 ) -> list[Float[Tensor, "u v"]]:

@@ -1,0 +1,50 @@
+"""Every notebook runs from top to bottom, on the real model, as a person would run it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from probe.errors import Failure
+from probe.models import smollm2_folder
+
+FOLDER = Path(__file__).parent.parent / "analyses" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """One root for all: what one notebook captures and trains the next one finds."""
+    try:
+        smollm2_folder()
+    except Failure as failure:
+        pytest.skip(f"SmolLM2 cannot be had here: {failure}")
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def test_there_are_five():
+    assert len(NOTEBOOKS) == 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, root, monkeypatch):
+    monkeypatch.setenv("LORGNETTE_ROOT", str(root))
+    monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    notebook = nbformat.read(path, as_version=4)
+    kernel = AsyncKernelManager(transport="ipc")
+    NotebookClient(
+        notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
+    figures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "application/json" in output.get("data", {})
+    ]
+    assert len(figures) >= 2, "a notebook shows plots"
+    titles = [
+        cell.source.splitlines()[0] for cell in notebook.cells if cell.cell_type == "markdown"
+    ]
+    assert titles[0].startswith("# ")
