@@ -131,7 +131,8 @@ def patching_figure(grid: PatchGrid, *, control: bool = False) -> go.Figure:
          for column, name in enumerate(names)]
         for row, layer in enumerate(grid.layers)
     ]  # fmt: skip
-    reach = max(1.0 if pair.gap is not None else 0.0, *np.abs(grid.effect.numpy()).flat, 1e-6)
+    largest = float(grid.effect.abs().max())
+    reach = max(1.0 if pair.gap is not None else 1e-6, largest)
     if pair.gap is not None:
         reach = min(reach, 1.5)
     return heat_map(

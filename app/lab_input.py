@@ -22,7 +22,7 @@ def typed() -> str | tuple[Turn, ...]:
             text = st.text_area(
                 "Text", EXAMPLE, height=90, key="prompt_text", persist_state="session"
             )
-            st.form_submit_button("Show its features", type="primary")
+            st.form_submit_button("Read the text", type="primary")
         return text
     return _chat()
 

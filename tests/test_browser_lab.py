@@ -39,7 +39,7 @@ def test_a_text_is_read_in_every_view(page, address):
     page.goto(f"{address}/prompt_lab")
     expect(page.get_by_text("10 features with the most activation")).to_be_visible()
     page.get_by_label("Text", exact=True).fill("Anna <b>met Tom.")
-    page.get_by_role("button", name="Show its features").click()
+    page.get_by_role("button", name="Read the text").click()
     page.get_by_role("radio", name="<", exact=True).click()
     expect(page.get_by_text("most activation on token 6, <")).to_be_visible()
 
@@ -75,7 +75,7 @@ def test_a_text_is_read_in_every_view(page, address):
 def test_two_texts_are_patched(page, address):
     page.goto(f"{address}/prompt_lab")
     page.get_by_label("Text", exact=True).fill("Anna met Tom.")
-    page.get_by_role("button", name="Show its features").click()
+    page.get_by_role("button", name="Read the text").click()
     view(page, "Patching")
     second = page.get_by_label(re.compile("The second text"))
     second.fill("Anna met Emma.")

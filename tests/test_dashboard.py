@@ -179,7 +179,7 @@ def test_prompt_lab_ranks_features_of_the_text_and_of_one_token(at_root, tree):
         app.get_by_key("ranking").set_value(by).run()
         assert not app.exception
     app.get_by_key("prompt_text").set_value("")
-    next(button for button in app.button if button.label == "Show its features").click().run()
+    next(button for button in app.button if button.label == "Read the text").click().run()
     assert "type a word" in app.warning[0].value
 
 

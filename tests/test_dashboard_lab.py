@@ -30,7 +30,7 @@ def lab(monkeypatch, tree):
         app = AppTest.from_file(str(ENTRY), default_timeout=120)
         app.session_state["prompt_text"], app.session_state["lab_view"] = text, view
         app = app.run().switch_page("pages/prompt_lab.py").run()
-        assert not app.exception and app.get_by_key("prompt_text").value == text
+        assert not app.exception and app.text_area[0].value == text
         return app
 
     return open_lab
@@ -44,7 +44,7 @@ def type_token(app: AppTest, key: str, text: str) -> None:
     """Type a token that is not among those offered."""
     for box in app.selectbox:  # AppTest knows only the options that were offered
         box.options.append(box.format_func(text if box.key == key else box.value))
-    app.get_by_key(key).set_value(text).run()
+    next(box for box in app.selectbox if box.key == key).set_value(text).run()
 
 
 def figures(app: AppTest) -> list[dict]:

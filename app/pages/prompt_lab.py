@@ -45,7 +45,9 @@ def show() -> None:
                 f"{len(prompt):,} are read here: the last {prompt.n_cut:,} were left out.",
                 icon=":material/content_cut:",
             )
-        DRAWN[view](record, prompt)
+        # An emptied place: the view before this one does not linger below while a model runs.
+        with st.empty().container():
+            DRAWN[view](record, prompt)
 
 
 if __name__ == "__main__":
