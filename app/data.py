@@ -11,29 +11,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 import streamlit as st
 
 from analyses.report import METRICS, Report, read_report
-from app.views import ExampleGroup, Strip, token_list
+from app import feature_table
+from app.feature_content import FeatureContent
+from app.feature_table import FeatureFilter
+from app.headlines import Headline, headlines
+from app.views import ExampleGroup, Strip
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
 from saes.feature_queries import FeatureIndex, FeaturePage
+from saes.notes import Notes
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
-ROWS_SHOWN = 20_000
-"""Rows that the table of features sends to the browser at most."""
-COLUMNS_SHOWN = [
-    "feature", "density_percent", "max", "mean", "top_tokens", "positive_tokens", "nearest_cosine",
-]  # fmt: skip
-"""Columns of that table: what is not shown is not sent."""
-TOKENS_NAMED = 5
-"""Tokens in a cell of that table."""
-SearchPlace = Literal["named", "all tokens"]
-FeatureState = Literal["alive", "dead", "dense", "all"]
+NOTES_FILE = "notes.sqlite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,25 +52,6 @@ class SaeRecord:
     def is_control(self) -> bool:
         """Whether its model has random weights: it is then what other SAEs are compared with."""
         return self.run.config["model"].get("random_weights") is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureFilter:
-    """Which features to list, and in which order."""
-
-    state: FeatureState = "alive"
-    """Alive: fires at all. Dense: on more than `dense_from()` of the tokens."""
-    density: tuple[float, float] = (0.0, 1.0)
-    """Least and largest density, as shares of tokens."""
-    text: str = ""
-    """Letters that a token has to contain; empty for no search."""
-    search_in: SearchPlace = "named"
-    """Where to look for the text: the few tokens named beside a feature (those it fires on most and
-    those it promotes), or all tokens that the index says it fires on."""
-    order: str = "feature"
-    """The column to sort by."""
-    descending: bool = False
-    """Largest first."""
 
 
 def artifact_root() -> Path:
@@ -237,37 +214,118 @@ def dense_from() -> float:
     return DENSE
 
 
-def filtered_features(record: SaeRecord, wanted: FeatureFilter) -> FeaturePage:
-    """The first `ROWS_SHOWN` features that a filter lets through, in its order, and their number.
+def filtered_features(
+    record: SaeRecord, wanted: FeatureFilter, on_text: Mapping[int, float] | None = None
+) -> FeaturePage:
+    """The first features that a filter lets through, in its order, and how many there are.
 
-    Token lists are made texts to read; the frame is shared, not to be written to.
+    Args:
+        record: the SAE.
+        wanted: the filter.
+        on_text: where the filter searches in a text, the features that fire on it: how strongly,
+            by feature (`app.live.features_on`).
     """
     index = feature_index(record)
-    return _filtered(index, index.path, stamp(index.path / "manifest.json"), wanted)
+    known = (index.path, stamp(index.path / "manifest.json"))
+    matches = on_text
+    if wanted.text and wanted.search_in == "all tokens":
+        matches = _on_tokens(index, *known, wanted.text)
+    return feature_table.select(
+        labelled_features(record),
+        wanted,
+        dense_from=dense_from(),
+        members=list_features(record, wanted.members_of) if wanted.members_of else None,
+        matches=matches,
+    )
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
-def _filtered(
-    _index: FeatureIndex, path: Path, changed: float, wanted: FeatureFilter
-) -> FeaturePage:
-    low, high = wanted.density
-    text, among = wanted.text, None
-    if text and wanted.search_in == "all tokens":
-        text, among = "", _index.search_text(text, limit=ROWS_SHOWN)["feature"].tolist()
-    page = _index.table(
-        sort=wanted.order,
-        descending=wanted.descending,
-        alive={"alive": True, "dense": True, "dead": False, "all": None}[wanted.state],
-        min_density=max(low, dense_from()) if wanted.state == "dense" else low,
-        max_density=high,
-        text=text,
-        among=among,
-        limit=ROWS_SHOWN,
-    )
-    for column in ("top_tokens", "positive_tokens"):
-        page.rows[column] = [token_list(tokens, TOKENS_NAMED) for tokens in page.rows[column]]
-    page.rows["density_percent"] = 100 * page.rows["density"]
-    return FeaturePage(rows=page.rows.loc[:, COLUMNS_SHOWN], total=page.total)
+def _on_tokens(_index: FeatureIndex, path: Path, changed: float, text: str) -> Mapping[int, float]:
+    found = _index.search_text(text, limit=feature_table.ROWS_SHOWN)
+    fits = found["activation"] * found["share"]
+    return dict(zip(found["feature"].tolist(), fits.tolist(), strict=True))
+
+
+def labelled_features(record: SaeRecord) -> pd.DataFrame:
+    """Every feature with its label, as `app.feature_table` has it; shared, not to be written to.
+
+    Where the notes cannot be read, features are shown without the labels that are in them.
+    """
+    index = feature_index(record)
+    known = (index.path, stamp(index.path / "manifest.json"))
+    table = _base_table(index, *known)
+    written = (artifact_root() / NOTES_FILE, notes_revision())
+    return _labelled(table, record, *known, *written, _automatic_stamp(record))
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _base_table(_index: FeatureIndex, path: Path, changed: float) -> pd.DataFrame:
+    return feature_table.base_table(_index)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _labelled(
+    _table: pd.DataFrame, _record: SaeRecord, path: Path, changed: float, written: Path,
+    revision: int, automatic: float,
+) -> pd.DataFrame:  # fmt: skip
+    own = notes().labels(_record.name) if revision >= 0 else {}
+    return feature_table.with_labels(_table, own, automatic_labels(_record))
+
+
+# ------------------------------------------------------------------------- what people write
+
+
+def notes() -> Notes:
+    """Labels, notes and lists that were written in this root."""
+    return Notes(artifact_root() / NOTES_FILE)
+
+
+def notes_revision() -> int:
+    """A number that grows with every change of the notes; -1 where they cannot be read."""
+    try:
+        return notes().revision()
+    except Failure:
+        return -1
+
+
+def labels(record: SaeRecord) -> dict[int, str]:
+    """The label of every feature that has one: the person's, else the automatic one."""
+    made = automatic_labels(record)
+    named = dict(zip(made["feature"].tolist(), made["label"].tolist(), strict=True))
+    return named | notes().labels(record.name)
+
+
+def automatic_labels(record: SaeRecord) -> pd.DataFrame:
+    """Labels that `lorgnette label` made, with their scores; empty where it was not run."""
+    made = globals().get("auto_labels")
+    found = made(record) if made else pd.DataFrame()
+    return found if len(found) else pd.DataFrame(columns=["feature", "label", "score"])
+
+
+def automatic_label(record: SaeRecord, feature: int) -> dict[str, Any] | None:
+    """A feature's automatic label with its score and control; None where it has none."""
+    made = automatic_labels(record)
+    rows = made.loc[made["feature"].to_numpy() == feature].to_dict("records")
+    if not rows:
+        return None
+    return {str(name): value if pd.notna(value) else None for name, value in rows[0].items()}
+
+
+def _automatic_stamp(record: SaeRecord) -> float:
+    """When the labels that `automatic_labels` gives were finished."""
+    newest = _newest(record.run, "labels")
+    return stamp(newest.path / "manifest.json") if newest else 0.0
+
+
+def lists(record: SaeRecord | None = None) -> dict[str, int]:
+    """Every list and its number of features; only lists with features of an SAE where given."""
+    return notes().lists(record.name if record else None)
+
+
+def list_features(record: SaeRecord, name: str) -> list[int]:
+    """An SAE's features in a list, in the order in which they came; empty where it has none."""
+    members = notes().members(name) if name in lists(record) else []
+    return [member.feature for member in members if member.sae == record.name]
 
 
 @st.cache_resource(show_spinner=False, max_entries=256)
@@ -308,39 +366,65 @@ def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
     return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))
 
 
-def feature_document(record: SaeRecord, feature: int) -> dict[str, Any]:
-    """A feature as one JSON object: its numbers, tokens, neighbours, examples and origin."""
+def feature_content(record: SaeRecord, feature: int) -> FeatureContent:
+    """All that there is to say about a feature. Raises `UserError` where there is no such one."""
     index = feature_index(record)
-    return {
-        "sae": record.name,
-        "feature": feature,
-        "provenance": provenance(record),
-        "statistics": index.feature(feature),
-        "histogram_edges": index.histogram_edges,
-        "tokens": _plain(index.tokens_for_feature(feature)),
-        "neighbours": _plain(index.neighbours(feature)),
-        "examples": [
-            {
-                "kind": group.kind,
-                "interval": [group.low, group.high] if group.kind == "interval" else None,
-                "share": group.share if group.kind == "interval" else None,
-                "sequences": [
-                    {
-                        "tokens": strip.tokens,
-                        "activations": strip.activations,
-                        "position": strip.focus,
-                        "document": strip.document,
-                    }
-                    for strip in group.strips
-                ],
-            }
-            for group in examples(record, feature)
-        ],
-    }
+    row, written = index.feature(feature), notes()
+    return FeatureContent(
+        sae=record.name,
+        feature=feature,
+        row=row,
+        edges=tuple(index.histogram_edges),
+        headlines=feature_headlines(record, row),
+        groups=examples(record, feature),
+        tokens=index.tokens_for_feature(feature),
+        neighbours=index.neighbours(feature),
+        coactive=coactive(record, feature),
+        note=written.note(record.name, feature),
+        lists=tuple(written.lists_of(record.name, feature)),
+        automatic=automatic_label(record, feature),
+        provenance=provenance(record),
+    )
 
 
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
+def coactive(record: SaeRecord, feature: int) -> pd.DataFrame:
+    """Features that fire on the same tokens; empty where the index does not say."""
+    ask = getattr(feature_index(record), "coactive", None)
+    return ask(feature) if ask else pd.DataFrame(columns=["rank", "other"])
+
+
+def feature_headlines(record: SaeRecord, row: Mapping[str, Any]) -> tuple[Headline, ...]:
+    """A feature's headline numbers beside those of the random-weight twin, as far as it is there.
+
+    Args:
+        record: the SAE.
+        row: the feature's row of the index.
+    """
+    twin = _twin(record)
+    scores = automatic_labels(twin)["score"].to_numpy(dtype=float) if twin else np.empty(0)
+    made = automatic_label(record, row["feature"])
+    return headlines(row, made, _references_of(record), scores)
+
+
+def twin_command(record: SaeRecord) -> str | None:
+    """What to run so that the twin's numbers stand beside the feature's; None where they do."""
+    twin = _twin(record)
+    if record.is_control or _references_of(record):
+        return None
+    if twin is not None:
+        return f"lorgnette index {twin.run.path}"
+    model, site = record.run.config["model"]["spec"], record.run.config["site"]
+    return f"lorgnette capture {model} builtin --sites {site} --random-weights 0"
+
+
+def _references_of(record: SaeRecord) -> Mapping[str, Any]:
+    ask = globals().get("twin_references")
+    return ask(record) if ask else {}
+
+
+def _twin(record: SaeRecord) -> SaeRecord | None:
+    ask = globals().get("twin_record")
+    return ask(record) if ask else None
 
 
 def provenance(record: SaeRecord) -> dict[str, Any]:
