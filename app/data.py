@@ -8,7 +8,7 @@ evaluation are runs inside that folder; of several complete ones the newest coun
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,10 +289,20 @@ def notes_revision() -> int:
 
 
 def labels(record: SaeRecord) -> dict[int, str]:
-    """The label of every feature that has one: the person's, else the automatic one."""
+    """The label of every feature that has one: the person's, else the automatic one.
+
+    A person's are left out where the notes cannot be read; what writes notes says so.
+    """
     made = automatic_labels(record)
-    named = dict(zip(made["feature"].tolist(), made["label"].tolist(), strict=True))
-    return named | notes().labels(record.name)
+    pairs = zip(made["feature"].tolist(), made["label"].tolist(), strict=True)
+    own = notes().labels(record.name) if notes_revision() >= 0 else {}
+    return {feature: label for feature, label in pairs if label} | own
+
+
+def feature_labels(record: SaeRecord, features: Sequence[int]) -> list[str]:
+    """The labels of a few features, as `labels` has them; empty for a feature without one."""
+    named = labelled_features(record)["label"].to_numpy()
+    return [str(named[feature]) for feature in features]
 
 
 def automatic_labels(record: SaeRecord) -> pd.DataFrame:

@@ -103,13 +103,13 @@ def others(record: data.SaeRecord, row: dict) -> None:
 
 def _linked(record: data.SaeRecord, rows: pd.DataFrame, other: str, measure: str) -> None:
     """A line a feature: a link to it, how near it is, and what it fires on or is called."""
-    named = data.labels(record)
-    for place in rows.to_dict("records"):
+    named = data.feature_labels(record, rows[other].tolist())
+    for place, name in zip(rows.to_dict("records"), named, strict=True):
         link, value, label = st.columns([5, 2, 8], vertical_alignment="center", gap="small")
         with link:
             components.feature_link(record, place[other])
         value.html(f'<span class="lg-value">{views.number(place[measure])}</span>')
-        label.html(_called(named.get(place[other], ""), place))
+        label.html(_called(name, place))
 
 
 def _called(label: str, place: Mapping[Any, Any]) -> str:

@@ -35,7 +35,10 @@ def bulk(record: data.SaeRecord, rows: pd.DataFrame, ticked: Sequence[int]) -> N
     chosen = rows.iloc[list(ticked)] if ticked else rows
     what = f"{len(chosen):,} ticked" if ticked else f"all {len(chosen):,} listed"
     with st.container(horizontal=True, vertical_alignment="center"):
-        with st.popover("Add to a list", icon=":material/playlist_add:"):
+        with (
+            st.popover("Add to a list", icon=":material/playlist_add:"),
+            components.one_sentence_errors(),
+        ):
             _add_all(record, chosen["feature"].tolist(), what)
         st.download_button(
             "CSV",
@@ -72,9 +75,10 @@ def carry_over(record: data.SaeRecord) -> None:
         with st.form("import_notes", border=False, clear_on_submit=True):
             file = st.file_uploader("A file that an export wrote", type="json")
             if st.form_submit_button("Import") and file is not None:
+                st.session_state.pop("imported", None)
                 st.session_state["imported"] = notes.load(parse_document(file.getvalue()))
                 st.rerun()
-        merged = st.session_state.pop("imported", None)
+        merged = st.session_state.get("imported")
         if merged is not None:
             st.success(
                 f"{merged.added:,} labels added, {merged.updated:,} replaced by newer ones (the "

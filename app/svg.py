@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from app.style import GOLD
 from app.wording import escaped, short
 
-WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 8, 8, 44
+WIDTH, HEIGHT = 640.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 8.0, 8.0, 44.0
 """Space around the bars, for titles and ticks."""
 
 
@@ -39,7 +39,7 @@ def bars_svg(figure: go.Figure) -> str:
         f'class="lg-axis">{escaped(figure.layout.yaxis.title.text)}</text>',
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
         f'class="lg-chart">{"".join(parts)}</svg>'
     )
 
