@@ -8,24 +8,19 @@ evaluation are runs inside that folder; of several complete ones the newest coun
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from analyses.report import METRICS, Report, read_report
-from app import feature_table
-from app.feature_content import FeatureContent
-from app.feature_table import FeatureFilter
-from app.headlines import Headline, headlines
 from app.views import ExampleGroup, Strip
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
-from saes.feature_queries import FeatureIndex, FeaturePage
+from saes.feature_queries import FeatureIndex
 from saes.notes import Notes
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
@@ -214,64 +209,6 @@ def dense_from() -> float:
     return DENSE
 
 
-def filtered_features(
-    record: SaeRecord, wanted: FeatureFilter, on_text: Mapping[int, float] | None = None
-) -> FeaturePage:
-    """The first features that a filter lets through, in its order, and how many there are.
-
-    Args:
-        record: the SAE.
-        wanted: the filter.
-        on_text: where the filter searches in a text, the features that fire on it: how strongly,
-            by feature (`app.live.features_on`).
-    """
-    index = feature_index(record)
-    known = (index.path, stamp(index.path / "manifest.json"))
-    matches = on_text
-    if wanted.text and wanted.search_in == "all tokens":
-        matches = _on_tokens(index, *known, wanted.text)
-    return feature_table.select(
-        labelled_features(record),
-        wanted,
-        dense_from=dense_from(),
-        members=list_features(record, wanted.members_of) if wanted.members_of else None,
-        matches=matches,
-    )
-
-
-@st.cache_resource(show_spinner=False, max_entries=16)
-def _on_tokens(_index: FeatureIndex, path: Path, changed: float, text: str) -> Mapping[int, float]:
-    found = _index.search_text(text, limit=feature_table.ROWS_SHOWN)
-    fits = found["activation"] * found["share"]
-    return dict(zip(found["feature"].tolist(), fits.tolist(), strict=True))
-
-
-def labelled_features(record: SaeRecord) -> pd.DataFrame:
-    """Every feature with its label, as `app.feature_table` has it; shared, not to be written to.
-
-    Where the notes cannot be read, features are shown without the labels that are in them.
-    """
-    index = feature_index(record)
-    known = (index.path, stamp(index.path / "manifest.json"))
-    table = _base_table(index, *known)
-    written = (artifact_root() / NOTES_FILE, notes_revision())
-    return _labelled(table, record, *known, *written, _automatic_stamp(record))
-
-
-@st.cache_resource(show_spinner=False, max_entries=4)
-def _base_table(_index: FeatureIndex, path: Path, changed: float) -> pd.DataFrame:
-    return feature_table.base_table(_index)
-
-
-@st.cache_resource(show_spinner=False, max_entries=4)
-def _labelled(
-    _table: pd.DataFrame, _record: SaeRecord, path: Path, changed: float, written: Path,
-    revision: int, automatic: float,
-) -> pd.DataFrame:  # fmt: skip
-    own = notes().labels(_record.name) if revision >= 0 else {}
-    return feature_table.with_labels(_table, own, automatic_labels(_record))
-
-
 # ------------------------------------------------------------------------- what people write
 
 
@@ -299,32 +236,11 @@ def labels(record: SaeRecord) -> dict[int, str]:
     return {feature: label for feature, label in pairs if label} | own
 
 
-def feature_labels(record: SaeRecord, features: Sequence[int]) -> list[str]:
-    """The labels of a few features, as `labels` has them; empty for a feature without one."""
-    named = labelled_features(record)["label"].to_numpy()
-    return [str(named[feature]) for feature in features]
-
-
 def automatic_labels(record: SaeRecord) -> pd.DataFrame:
     """Labels that `lorgnette label` made, with their scores; empty where it was not run."""
     made = globals().get("auto_labels")
     found = made(record) if made else pd.DataFrame()
     return found if len(found) else pd.DataFrame(columns=["feature", "label", "score"])
-
-
-def automatic_label(record: SaeRecord, feature: int) -> dict[str, Any] | None:
-    """A feature's automatic label with its score and control; None where it has none."""
-    made = automatic_labels(record)
-    rows = made.loc[made["feature"].to_numpy() == feature].to_dict("records")
-    if not rows:
-        return None
-    return {str(name): value if pd.notna(value) else None for name, value in rows[0].items()}
-
-
-def _automatic_stamp(record: SaeRecord) -> float:
-    """When the labels that `automatic_labels` gives were finished."""
-    newest = _newest(record.run, "labels")
-    return stamp(newest.path / "manifest.json") if newest else 0.0
 
 
 def lists(record: SaeRecord | None = None) -> dict[str, int]:
@@ -374,67 +290,6 @@ def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
     index = feature_index(record)
     groups = _examples(index, index.path, stamp(index.path / "manifest.json"), feature)
     return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))
-
-
-def feature_content(record: SaeRecord, feature: int) -> FeatureContent:
-    """All that there is to say about a feature. Raises `UserError` where there is no such one."""
-    index = feature_index(record)
-    row, written = index.feature(feature), notes()
-    return FeatureContent(
-        sae=record.name,
-        feature=feature,
-        row=row,
-        edges=tuple(index.histogram_edges),
-        headlines=feature_headlines(record, row),
-        groups=examples(record, feature),
-        tokens=index.tokens_for_feature(feature),
-        neighbours=index.neighbours(feature),
-        coactive=coactive(record, feature),
-        note=written.note(record.name, feature),
-        lists=tuple(written.lists_of(record.name, feature)),
-        automatic=automatic_label(record, feature),
-        provenance=provenance(record),
-    )
-
-
-def coactive(record: SaeRecord, feature: int) -> pd.DataFrame:
-    """Features that fire on the same tokens; empty where the index does not say."""
-    ask = getattr(feature_index(record), "coactive", None)
-    return ask(feature) if ask else pd.DataFrame(columns=["rank", "other"])
-
-
-def feature_headlines(record: SaeRecord, row: Mapping[str, Any]) -> tuple[Headline, ...]:
-    """A feature's headline numbers beside those of the random-weight twin, as far as it is there.
-
-    Args:
-        record: the SAE.
-        row: the feature's row of the index.
-    """
-    twin = _twin(record)
-    scores = automatic_labels(twin)["score"].to_numpy(dtype=float) if twin else np.empty(0)
-    made = automatic_label(record, row["feature"])
-    return headlines(row, made, _references_of(record), scores)
-
-
-def twin_command(record: SaeRecord) -> str | None:
-    """What to run so that the twin's numbers stand beside the feature's; None where they do."""
-    twin = _twin(record)
-    if record.is_control or _references_of(record):
-        return None
-    if twin is not None:
-        return f"lorgnette index {twin.run.path}"
-    model, site = record.run.config["model"]["spec"], record.run.config["site"]
-    return f"lorgnette capture {model} builtin --sites {site} --random-weights 0"
-
-
-def _references_of(record: SaeRecord) -> Mapping[str, Any]:
-    ask = globals().get("twin_references")
-    return ask(record) if ask else {}
-
-
-def _twin(record: SaeRecord) -> SaeRecord | None:
-    ask = globals().get("twin_record")
-    return ask(record) if ask else None
 
 
 def provenance(record: SaeRecord) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import components, data, views
+from app import components, data, feature_data, views
 from app.headlines import headlines_html
 
 TOKENS_SHOWN = 12
@@ -19,15 +19,15 @@ def numbers(record: data.SaeRecord, row: dict) -> None:
         st.warning(
             "This feature is dead: it fires on no token of the index.", icon=":material/bedtime:"
         )
-    st.html(headlines_html(data.feature_headlines(record, row)))
-    made = data.automatic_label(record, row["feature"])
+    st.html(headlines_html(feature_data.feature_headlines(record, row)))
+    made = feature_data.automatic_label(record, row["feature"])
     if made is None:
         st.caption(f"No automatic label yet; make them by `lorgnette label {record.run.path}`.")
     elif made["label"]:
         st.caption(f"Automatic label: **{views.markdown(made['label'])}**")
     else:
         st.caption("The automatic labels have none for this feature.")
-    command = data.twin_command(record)
+    command = feature_data.twin_command(record)
     if command is not None:
         st.caption(f"To see a random-weight twin's numbers beside these, begin with `{command}`.")
 
@@ -90,7 +90,7 @@ def others(record: data.SaeRecord, row: dict) -> None:
     if len(near):
         st.subheader("Nearest decoder directions", anchor=False)
         _linked(record, near, "neighbour", "cosine")
-    together = data.coactive(record, row["feature"])
+    together = feature_data.coactive(record, row["feature"])
     if not hasattr(data.feature_index(record), "coactive"):
         return
     st.subheader("Fire on the same tokens", anchor=False)
@@ -103,7 +103,7 @@ def others(record: data.SaeRecord, row: dict) -> None:
 
 def _linked(record: data.SaeRecord, rows: pd.DataFrame, other: str, measure: str) -> None:
     """A line a feature: a link to it, how near it is, and what it fires on or is called."""
-    named = data.feature_labels(record, rows[other].tolist())
+    named = feature_data.feature_labels(record, rows[other].tolist())
     for place, name in zip(rows.to_dict("records"), named, strict=True):
         link, value, label = st.columns([5, 2, 8], vertical_alignment="center", gap="small")
         with link:

@@ -137,6 +137,10 @@ def test_notes_are_exported_and_imported(page, address, browsed, tmp_path):
         file = tmp_path / "file.json"
         file.write_text(content)
         page.locator("input[type=file]").set_input_files(file)
+        expect(page.get_by_test_id("stFileUploaderFileName")).to_have_text("file.json")
+        expect(page.get_by_test_id("stFileUploaderFile").get_by_role("progressbar")).to_have_count(
+            0
+        )
         page.get_by_role("button", name="Import").click()
         expect(page.get_by_text(re.compile(sentence, re.I)).first).to_be_visible()
     assert notes.labels(browsed.sae.path.name)[50] == "imported"

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import components, dashboard, data, feature_download, feature_sections, note_panels, views
+from app import (
+    components,
+    dashboard,
+    data,
+    feature_data,
+    feature_download,
+    feature_sections,
+    note_panels,
+    views,
+)
 from probe.errors import Failure, UserError
 
 STEER_PAGE = Path(__file__).with_name("steer.py")
@@ -61,7 +70,7 @@ def _called(record: data.SaeRecord, feature: int) -> str:
         own = ""
     if own:
         return f"**{views.markdown(own)}**"
-    made = data.automatic_label(record, feature)
+    made = feature_data.automatic_label(record, feature)
     if made is not None and made["label"]:
         return f"*{views.markdown(made['label'])}* :small[(automatic label)]"
     return "No label yet."
@@ -123,7 +132,7 @@ def _downloads(record: data.SaeRecord, feature: int) -> None:
             continue
         st.download_button(
             kind.label,
-            lambda make=kind.make: make(data.feature_content(record, feature)),
+            lambda make=kind.make: make(feature_data.feature_content(record, feature)),
             file_name=f"{record.name}-feature-{feature}.{kind.ending}",
             mime=kind.mime,
             key=f"download_{kind.ending}",

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import components, dashboard, data, note_panels, views
+from app import components, dashboard, data, feature_data, note_panels, views
 from app.feature_table import MATCH, RANKED, FeatureFilter, FeatureState, SearchPlace
 
 PLACES: dict[SearchPlace, str] = {
@@ -59,7 +59,7 @@ def show() -> None:
 @components.panel
 def _browse(record: data.SaeRecord) -> None:
     wanted = _filter(record)
-    found = data.filtered_features(record, wanted, _on_text(record, wanted))
+    found = feature_data.filtered_features(record, wanted, _on_text(record, wanted))
     table = _table_key(record, wanted)
     clicked = st.session_state.get(table, {}).get("selection", {"cells": [], "rows": []})
     if clicked["cells"]:
