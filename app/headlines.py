@@ -139,7 +139,7 @@ def _row_html(headline: Headline, *, twin: bool) -> str:
         notes.append(" to ".join(map(written, headline.interval)))
     if headline.control is not None:
         notes.append(f"another label {written(headline.control)}")
-    small = f'<br><span class="lg-muted">{", ".join(notes)}</span>' if notes else ""
+    small = "".join(f'<br><span class="lg-muted">{note}</span>' for note in notes)
     cells = f"{name}<td><b>{written(headline.value)}</b>{small}</td>"
     if twin:
         cells += _twin_html(headline.twin, written)

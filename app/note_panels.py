@@ -72,7 +72,7 @@ def carry_over(record: data.SaeRecord) -> None:
             _exports(record)
         else:
             st.caption("Nothing is written yet: open a feature, and give it a label.")
-        with st.form("import_notes", border=False, clear_on_submit=True):
+        with st.form("import_notes", border=False):
             file = st.file_uploader("A file that an export wrote", type="json")
             if st.form_submit_button("Import") and file is not None:
                 st.session_state.pop("imported", None)
@@ -81,9 +81,9 @@ def carry_over(record: data.SaeRecord) -> None:
         merged = st.session_state.get("imported")
         if merged is not None:
             st.success(
-                f"{merged.added:,} labels added, {merged.updated:,} replaced by newer ones (the "
+                f"Labels: {merged.added:,} added, {merged.updated:,} replaced by newer ones (the "
                 f"older ones stay in the history), {merged.kept:,} left because those here are "
-                f"newer, {merged.same:,} already here; {merged.listed:,} new members of lists."
+                f"newer, {merged.same:,} already here. New members of lists: {merged.listed:,}."
             )
 
 

@@ -56,8 +56,9 @@ STYLE = """<style>
  border:1px solid color-mix(in srgb,currentColor 20%,transparent)}
 .lg-key{display:inline-block;width:1.3rem;height:3px;vertical-align:middle;
  margin:0 .4rem 0 1.2rem}
-.lg-headlines td{vertical-align:top}
-.lg-headlines .lg-muted{font-size:.78rem;white-space:nowrap}
+.lg-headlines td,.lg-headlines th{vertical-align:top;padding:.3rem .35rem;line-height:1.35}
+.lg-headlines td+td{white-space:nowrap}
+.lg-headlines .lg-muted{font-size:.78rem}
 .lg-version{padding:.3rem 0;overflow-wrap:anywhere;white-space:pre-wrap;font-size:.9rem;
  border-bottom:1px solid color-mix(in srgb,currentColor 9%,transparent)}
 .lg-interval{font-weight:600;margin:.9rem 0 .1rem 0;font-size:.92rem}
