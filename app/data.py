@@ -12,32 +12,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import streamlit as st
 
 from analyses.report import METRICS, Report, read_report
-from app.views import ExampleGroup, Strip, token_list
+from app.views import ExampleGroup, Strip
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
-from saes.feature_queries import FeatureIndex, FeaturePage
+from saes.feature_queries import FeatureIndex
 from saes.feature_reference import Reference, twin_statistics
 from saes.feature_schema import SCHEMA
 from saes.label_schema import LABELS, read_labels
+from saes.notes import Notes
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
-ROWS_SHOWN = 20_000
-"""Rows that the table of features sends to the browser at most."""
-COLUMNS_SHOWN = [
-    "feature", "density_percent", "max", "mean", "top_tokens", "positive_tokens", "nearest_cosine",
-]  # fmt: skip
-"""Columns of that table: what is not shown is not sent."""
-TOKENS_NAMED = 5
-"""Tokens in a cell of that table."""
-SearchPlace = Literal["named", "all tokens"]
-FeatureState = Literal["alive", "dead", "dense", "all"]
+NOTES_FILE = "notes.sqlite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,25 +51,6 @@ class SaeRecord:
     def is_control(self) -> bool:
         """Whether its model has random weights: it is then what other SAEs are compared with."""
         return self.run.config["model"].get("random_weights") is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureFilter:
-    """Which features to list, and in which order."""
-
-    state: FeatureState = "alive"
-    """Alive: fires at all. Dense: on more than `dense_from()` of the tokens."""
-    density: tuple[float, float] = (0.0, 1.0)
-    """Least and largest density, as shares of tokens."""
-    text: str = ""
-    """Letters that a token has to contain; empty for no search."""
-    search_in: SearchPlace = "named"
-    """Where to look for the text: the few tokens named beside a feature (those it fires on most and
-    those it promotes), or all tokens that the index says it fires on."""
-    order: str = "feature"
-    """The column to sort by."""
-    descending: bool = False
-    """Largest first."""
 
 
 def artifact_root() -> Path:
@@ -340,37 +312,42 @@ def _references(
     return twin_statistics(FeatureIndex.open(twin_path), like=feature_index(_record))
 
 
-def filtered_features(record: SaeRecord, wanted: FeatureFilter) -> FeaturePage:
-    """The first `ROWS_SHOWN` features that a filter lets through, in its order, and their number.
+# ------------------------------------------------------------------------- what people write
 
-    Token lists are made texts to read; the frame is shared, not to be written to.
+
+def notes() -> Notes:
+    """Labels, notes and lists that were written in this root."""
+    return Notes(artifact_root() / NOTES_FILE)
+
+
+def notes_revision() -> int:
+    """A number that grows with every change of the notes; -1 where they cannot be read."""
+    try:
+        return notes().revision()
+    except Failure:
+        return -1
+
+
+def labels(record: SaeRecord) -> dict[int, str]:
+    """The label of every feature that has one: the person's, else the automatic one.
+
+    A person's are left out where the notes cannot be read; what writes notes says so.
     """
-    index = feature_index(record)
-    return _filtered(index, index.path, stamp(index.path / "manifest.json"), wanted)
+    made = auto_labels(record)
+    pairs = zip(made["feature"].tolist(), made["label"].tolist(), strict=True)
+    own = notes().labels(record.name) if notes_revision() >= 0 else {}
+    return {feature: label for feature, label in pairs if label} | own
 
 
-@st.cache_resource(show_spinner=False, max_entries=16)
-def _filtered(
-    _index: FeatureIndex, path: Path, changed: float, wanted: FeatureFilter
-) -> FeaturePage:
-    low, high = wanted.density
-    text, among = wanted.text, None
-    if text and wanted.search_in == "all tokens":
-        text, among = "", _index.search_text(text, limit=ROWS_SHOWN)["feature"].tolist()
-    page = _index.table(
-        sort=wanted.order,
-        descending=wanted.descending,
-        alive={"alive": True, "dense": True, "dead": False, "all": None}[wanted.state],
-        min_density=max(low, dense_from()) if wanted.state == "dense" else low,
-        max_density=high,
-        text=text,
-        among=among,
-        limit=ROWS_SHOWN,
-    )
-    for column in ("top_tokens", "positive_tokens"):
-        page.rows[column] = [token_list(tokens, TOKENS_NAMED) for tokens in page.rows[column]]
-    page.rows["density_percent"] = 100 * page.rows["density"]
-    return FeaturePage(rows=page.rows.loc[:, COLUMNS_SHOWN], total=page.total)
+def lists(record: SaeRecord | None = None) -> dict[str, int]:
+    """Every list and its number of features; only lists with features of an SAE where given."""
+    return notes().lists(record.name if record else None)
+
+
+def list_features(record: SaeRecord, name: str) -> list[int]:
+    """An SAE's features in a list, in the order in which they came; empty where it has none."""
+    members = notes().members(name) if name in lists(record) else []
+    return [member.feature for member in members if member.sae == record.name]
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -426,41 +403,6 @@ def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
     index = feature_index(record)
     groups = _examples(index, index.path, stamp(index.path / "manifest.json"), feature)
     return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))
-
-
-def feature_document(record: SaeRecord, feature: int) -> dict[str, Any]:
-    """A feature as one JSON object: its numbers, tokens, neighbours, examples and origin."""
-    index = feature_index(record)
-    return {
-        "sae": record.name,
-        "feature": feature,
-        "provenance": provenance(record),
-        "statistics": index.feature(feature),
-        "histogram_edges": index.histogram_edges,
-        "tokens": _plain(index.tokens_for_feature(feature)),
-        "neighbours": _plain(index.neighbours(feature)),
-        "examples": [
-            {
-                "kind": group.kind,
-                "interval": [group.low, group.high] if group.kind == "interval" else None,
-                "share": group.share if group.kind == "interval" else None,
-                "sequences": [
-                    {
-                        "tokens": strip.tokens,
-                        "activations": strip.activations,
-                        "position": strip.focus,
-                        "document": strip.document,
-                    }
-                    for strip in group.strips
-                ],
-            }
-            for group in examples(record, feature)
-        ],
-    }
-
-
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
 
 
 def provenance(record: SaeRecord) -> dict[str, Any]:

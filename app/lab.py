@@ -228,8 +228,7 @@ def labels_of(record: SaeRecord, features: Sequence[int]) -> list[str]:
     """What is known of features in a few words: labels where there are any, else usual tokens."""
     from app.views import token_list
 
-    named = getattr(data, "labels", None)
-    labels: dict[int, str] = named(record) if named is not None else {}
+    labels = data.labels(record)
     index = data.feature_index(record) if record.index else None
     words = []
     for feature in features:

@@ -81,6 +81,17 @@ def prompt_strip(codes: PromptCodes, feature: int) -> Strip:
     return Strip(tokens=codes.texts[1:], activations=tuple(activations[1:]), first_position=1)
 
 
+def features_on(record: SaeRecord, text: str) -> dict[int, float]:
+    """The features that fire on a text and the largest activation of each, strongest first.
+
+    Position 0 and special tokens count for nothing. Raises `UserError` where the text has no token.
+    """
+    codes = prompt_codes(record, text)
+    everything = codes.values.numel()
+    found = ranked(codes, token=None, skip_special=True, by="max", top=everything)
+    return {feature.feature: feature.max for feature in found}
+
+
 def ranked(
     codes: PromptCodes, *, token: int | None, skip_special: bool, by: Ranking, top: int
 ) -> list[RankedFeature]:

@@ -115,12 +115,8 @@ def _known(_record: SaeRecord, path: Path, changed: tuple) -> pd.DataFrame:
 
 def _labels(record: SaeRecord) -> tuple[Mapping[int, str], Mapping[int, float]]:
     """Labels of features, and the detection scores of the automatic ones."""
-    automatic = getattr(data, "auto_labels", None)
-    rows = automatic(record) if automatic else pd.DataFrame()
-    scores = dict(zip(rows["feature"], rows["score"], strict=True)) if len(rows) else {}
-    named = dict(zip(rows["feature"], rows["label"], strict=True)) if len(rows) else {}
-    people = getattr(data, "labels", None)
-    return named | dict(people(record) if people else {}), scores
+    rows = data.auto_labels(record)
+    return data.labels(record), dict(zip(rows["feature"], rows["score"], strict=True))
 
 
 def _state(record: SaeRecord, run: Run) -> tuple:
@@ -134,15 +130,12 @@ def _state(record: SaeRecord, run: Run) -> tuple:
 
 def lists() -> list[str]:
     """Names of a person's lists of features."""
-    notes = getattr(data, "notes", None)
-    return sorted(notes().lists()) if notes else []
+    return sorted(data.lists())
 
 
 def listed(name: str, record: SaeRecord) -> frozenset[int]:
     """Features of an SAE on one of a person's lists."""
-    notes = getattr(data, "notes", None)
-    members = notes().members(name) if notes else []
-    return frozenset(member.feature for member in members if member.sae == record.name)
+    return frozenset(data.list_features(record, name))
 
 
 # ------------------------------------------------------------------------------ comparisons

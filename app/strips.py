@@ -57,6 +57,11 @@ class ExampleGroup:
     """Whole sequences with the example's token in focus."""
 
 
+def first_of(group: ExampleGroup, most: int | None) -> ExampleGroup:
+    """A group with its first `most` examples only; with all of them where it is None."""
+    return replace(group, strips=group.strips[:most])
+
+
 def window(strip: Strip, context: Context) -> Strip:
     """The part of a strip around its focus that `context` asks for."""
     reach = REACH[context]

@@ -56,6 +56,30 @@ STYLE = """<style>
  border:1px solid color-mix(in srgb,currentColor 20%,transparent)}
 .lg-key{display:inline-block;width:1.3rem;height:3px;vertical-align:middle;
  margin:0 .4rem 0 1.2rem}
+.lg-headlines td,.lg-headlines th{vertical-align:top;padding:.3rem .35rem;line-height:1.35}
+.lg-headlines td+td{white-space:nowrap}
+.lg-headlines .lg-muted{font-size:.78rem}
+.lg-version{padding:.3rem 0;overflow-wrap:anywhere;white-space:pre-wrap;font-size:.9rem;
+ border-bottom:1px solid color-mix(in srgb,currentColor 9%,transparent)}
 .lg-interval{font-weight:600;margin:.9rem 0 .1rem 0;font-size:.92rem}
 .lg-interval span{font-weight:400}
 </style>"""
+
+PAGE_STYLE = """<style>
+:root{color-scheme:light dark}
+body{font:16px/1.5 "Source Sans","Source Sans 3",system-ui,sans-serif;margin:0 auto;padding:1.5rem;
+ max-width:84rem;background:#fdfcf9;color:#2a2522;display:grid;gap:0 2.5rem;
+ grid-template-columns:minmax(0,5fr) minmax(0,8fr)}
+header{grid-column:1/-1}
+h1,h2,h3{font-family:Georgia,"Liberation Serif","DejaVu Serif",serif;font-weight:600;
+ line-height:1.25;margin:0 0 .5rem 0;overflow-wrap:anywhere}
+h1{font-size:1.9rem}h2{font-size:1.15rem}h3{font-size:1rem;margin-top:1rem}
+section{margin-top:1.4rem}
+.lg-two{display:grid;grid-template-columns:1fr 1fr;gap:1.2rem}
+.lg-chart{width:100%;height:auto}
+.lg-axis{font-size:13px;fill:currentColor}
+.lg-grid{stroke:currentColor;stroke-opacity:.14}
+@media(max-width:60rem){body{grid-template-columns:minmax(0,1fr)}}
+@media(prefers-color-scheme:dark){body:not(.lg-light){background:#1b1817;color:#ece6de}}
+</style>"""
+"""What a page that stands alone needs beside `STYLE`: what Streamlit gives to the others."""

@@ -9,6 +9,8 @@ import pytest
 from artifact_tree import D_SAE, Tree, make_report, make_tree
 from streamlit.testing.v1 import AppTest
 
+from saes.notes import Notes
+
 ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 PAGES = ("overview", "features", "feature", "prompt_lab", "training", "reports")
 
@@ -132,6 +134,93 @@ def test_feature_page_has_its_panels(at_root, tree):
     text = words(app)
     assert "Contains" in text and "FVU" in text and "resid_post.1" in text
     assert "<b>the" not in "".join(htmls(app))
+
+
+def label_feature(app: AppTest, tree: Tree, feature: int, label: str) -> AppTest:
+    app.text_input(f"notes of {tree.sae.path.name} {feature} label").set_value(label)
+    return next(button for button in app.button if button.label == "Save").click().run()
+
+
+def own_root(tree: Tree, folder: Path) -> Path:
+    """A copy of the tree to write notes in."""
+    return shutil.copytree(tree.root, folder / "own")
+
+
+def test_a_label_is_saved_and_shown_on_both_pages(at_root, tree, tmp_path):
+    root, feature = own_root(tree, tmp_path), living(tree)
+    app = at_root(root, "feature", feature=str(feature))
+    assert "No label yet." in words(app)
+    app = label_feature(app, tree, feature, "<b>boats</b> *at* sea")
+    assert not app.exception and "**\\<b\\>boats" in words(app)
+    assert "&lt;b&gt;boats" in words(app), "the history is escaped"
+    again = at_root(root, "feature", feature=str(feature))
+    assert "boats" in words(again) and any(e.label.startswith("Version 1") for e in again.expander)
+    table = at_root(root, "features")
+    assert "label" in table.dataframe[0].value
+    table.get_by_key("search_in").set_value("label").run()
+    table.get_by_key("q").set_value("BOATS").run()
+    assert table.dataframe[0].value["feature"].tolist() == [feature]
+
+
+def test_two_tabs_that_label_the_same_feature_lose_nothing(at_root, tree, tmp_path):
+    root, feature = own_root(tree, tmp_path), living(tree)
+    one, two = (at_root(root, "feature", feature=str(feature)) for _ in range(2))
+    label_feature(one, tree, feature, "first")
+    two = label_feature(two, tree, feature, "second")
+    (warning,) = two.warning
+    assert "saved meanwhile" in warning.value and "“first”" in warning.value
+    box = two.text_input(f"notes of {tree.sae.path.name} {feature} label")
+    assert box.value == "second", "the text is still in the box"
+    two = next(button for button in two.button if button.label == "Save").click().run()
+    assert not two.warning and "**second**" in words(two)
+    history = Notes(root / "notes.sqlite").history(tree.sae.path.name, feature)
+    assert [text.label for text in history] == ["first", "second"]
+
+
+def test_lists_of_a_feature_and_features_of_a_list(at_root, tree, tmp_path):
+    root, feature = own_root(tree, tmp_path), living(tree)
+    notes, sae = Notes(root / "notes.sqlite"), tree.sae.path.name
+    notes.add_all("sea", sae, [feature, 63])
+    notes.add("elsewhere", "another SAE", 5)
+    app = at_root(root, "feature", feature=str(feature))
+    lists = app.get_by_key(f"notes of {sae} {feature} lists")
+    assert lists.value == ["sea"] and lists.options == ["elsewhere", "sea"]
+    notes.add("meanwhile", sae, feature)
+    lists.set_value(["elsewhere"]).run()
+    assert notes.lists_of(sae, feature) == ["elsewhere", "meanwhile"]
+    table = at_root(root, "features")
+    table.get_by_key("state").set_value("all").run()
+    assert table.get_by_key("in_list").options == ["(any)", "elsewhere", "meanwhile", "sea"]
+    table.get_by_key("in_list").set_value("sea").run()
+    assert table.dataframe[0].value["feature"].tolist() == [63]
+
+
+def test_features_of_a_text_are_found_best_first(at_root, tree):
+    app = at_root(tree.root, "features")
+    app.get_by_key("search_in").set_value("text").run()
+    assert app.get_by_key("order").value == "match"
+    app.get_by_key("q").set_value("The ferry came home late.").run()
+    found = app.dataframe[0].value
+    assert not app.exception and 0 < len(found) < D_SAE
+    assert found["match"].is_monotonic_decreasing and (found["match"] > 0).all()
+    app.get_by_key("search_in").set_value("named").run()
+    assert app.get_by_key("order").value == "feature"
+
+
+def test_damaged_notes_are_told_and_everything_else_is_shown(at_root, tree, tmp_path):
+    root = own_root(tree, tmp_path)
+    (root / "notes.sqlite").write_bytes(b"no database at all, but long enough to be read" * 9)
+    app = at_root(root, "feature", feature=str(living(tree)))
+    assert not app.exception and "are damaged" in app.error[0].value
+    assert "Contains" in words(app)
+    table = at_root(root, "features")
+    assert not table.exception and len(table.dataframe[0].value) and "are damaged" in words(table)
+
+
+def test_a_feature_says_what_is_not_there_yet(at_root, tree):
+    text = words(at_root(tree.root, "feature", feature=str(living(tree))))
+    assert "lorgnette label" in text and "random-weight twin" in text
+    assert "Density" in text and "Nearest cosine" in text
 
 
 def test_contexts_widen(at_root, tree):

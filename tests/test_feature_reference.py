@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from app import data
-from app.reference_views import SIZE_EXPLAINED, share_words, twin_help, twin_words
-from app.wording import percent
 from probe.errors import Failure
 from probe.runs import Run
 from saes.activations import TopK
@@ -247,29 +245,3 @@ def test_no_references_without_an_index(root):
     make_sae(root, 0)
     assert data.twin_record(record(own)) is not None
     assert data.twin_references(record(own)) == {}
-
-
-# ---------------------------------------------------------------------------------- in words
-
-
-def test_share_words():
-    found = reference(*np.linspace(0.0, 0.04, 101))
-    assert share_words(found, 0.0125, percent) == (
-        "twin: 2 %, 0.2 % to 3.8 %; above 32 % of the twin's features"
-    )
-    assert share_words(found, -1.0, percent).endswith("above 0 % of the twin's features")
-    assert (
-        share_words(found, None) == share_words(found, float("nan")) == "twin: 0.02, 0.002 to 0.038"
-    )
-
-
-def test_twin_words_show_each_number_as_it_is():
-    references = {"density": reference(0.01), "max": reference(3.0)}
-    assert twin_words(references, "density", 0.02) == (
-        "twin: 1 %, 1 % to 1 %; above 100 % of the twin's features"
-    )
-    assert twin_words(references, "max", 2.0) == "twin: 3, 3 to 3; above 0 % of the twin's features"
-    assert twin_words(references, "nearest_cosine", 0.2) == ""
-    assert twin_help(references, "max").endswith(SIZE_EXPLAINED)
-    assert SIZE_EXPLAINED not in twin_help(references, "density") != ""
-    assert twin_help({}, "max") == ""

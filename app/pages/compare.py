@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import components, dashboard, data, map_data, map_views, views
+from app import components, dashboard, data, feature_table, map_data, map_views, views
 
 PAIRS = "compare_pairs"
 CHANCE = {"random": "random directions", "shaped": "random, same covariance"}
@@ -180,7 +180,9 @@ def _pairs(first: data.SaeRecord, second: data.SaeRecord, pairs: pd.DataFrame, t
     )
     if text:
         rows = rows.loc[map_views.contains(rows, SAID, text)]
-    rows = rows.sort_values(by="size", ascending=False, kind="stable").head(data.ROWS_SHOWN)
+    rows = rows.sort_values(by="size", ascending=False, kind="stable").head(
+        feature_table.ROWS_SHOWN
+    )
     shown = rows[["cosine", "first", "first_said", "second", "second_said"]]
     clicked = _clicked(PAIRS)
     if clicked is not None and clicked[0] < len(shown):
@@ -225,7 +227,7 @@ def _own(
     share = views.percent(len(rows) / len(nearest) if len(nearest) else None)
     if text:
         rows = rows.loc[map_views.contains(rows, ["said"], text)]
-    shown = rows.sort_values(by="size", kind="stable").head(data.ROWS_SHOWN)
+    shown = rows.sort_values(by="size", kind="stable").head(feature_table.ROWS_SHOWN)
     key = f"compare_own_{words}"
     clicked = _clicked(key)
     if clicked is not None and clicked[0] < len(shown) and record.index is not None:

@@ -1,15 +1,20 @@
 """One feature: how often and strongly it fires, on what, what it promotes, and your own text."""
 
-import json
 import urllib.parse
 
 import streamlit as st
 
-from app import components, dashboard, data, views
-from probe.errors import UserError
-
-TOKENS_SHOWN = 12
-HEADINGS = {"top": "Strongest", "interval": "By interval of activation", "random": "Random"}
+from app import (
+    components,
+    dashboard,
+    data,
+    feature_data,
+    feature_download,
+    feature_sections,
+    note_panels,
+    views,
+)
+from probe.errors import Failure, UserError
 
 
 def show() -> None:
@@ -24,10 +29,10 @@ def show() -> None:
         components.no_sae(data.sae_records())
         return
     beginning, choice = st.columns([5, 3], gap="large", vertical_alignment="bottom")
-    with beginning:
-        components.heading(title, sentence)
     with choice:
         record = components.choose_sae(indexed=True)
+    with beginning:
+        components.heading(title, sentence if record is None else _called(record, feature))
     if record is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -35,10 +40,16 @@ def show() -> None:
     row = data.feature_index(record).feature(feature)
     left, right = st.columns([5, 8], gap="large")
     with left:
-        _statistics(record, row)
+        note_panels.label_and_lists(record, feature)
+        feature_sections.numbers(record, row)
+        feature_sections.activations(record, row)
+        feature_sections.logits(row)
+        feature_sections.tokens(record, row)
+        feature_sections.others(record, row)
+        feature_sections.provenance(record)
     with right:
-        _own_text(record, feature, row)
-        _examples(record, feature, row)
+        feature_sections.own_text(record, feature, row)
+        feature_sections.examples(record, feature, row)
 
 
 def _asked() -> int:
@@ -46,6 +57,20 @@ def _asked() -> int:
     if not text.isdecimal():
         raise UserError(f"feature {text!r} is not a number; features are counted from 0.")
     return int(text)
+
+
+def _called(record: data.SaeRecord, feature: int) -> str:
+    """What a feature is called: a person's label, else the automatic one and that it is one."""
+    try:
+        own = data.notes().note(record.name, feature).label
+    except Failure:  # the panel of labels says what is wrong
+        own = ""
+    if own:
+        return f"**{views.markdown(own)}**"
+    made = feature_data.automatic_label(record, feature)
+    if made is not None and made["label"]:
+        return f"*{views.markdown(made['label'])}* :small[(automatic label)]"
+    return "No label yet."
 
 
 def _go(feature: int) -> None:
@@ -57,7 +82,7 @@ def _jump() -> None:
 
 
 def _navigation(record: data.SaeRecord, feature: int) -> None:
-    """Jump, previous, next, random, download, and the address to copy."""
+    """Jump, previous, next, random, steer, files, and the address to copy."""
     index = data.feature_index(record)
     last = index.n_features - 1
     st.query_params.update(components.feature_address(record, feature))
@@ -70,15 +95,14 @@ def _navigation(record: data.SaeRecord, feature: int) -> None:
             "Random", on_click=_go_random, args=(record,), icon=":material/casino:",
             help="Any living feature",
         )  # fmt: skip
-    st.download_button(
-        "JSON",
-        lambda: json.dumps(data.feature_document(record, feature), indent=1),
-        file_name=f"{record.name}-feature-{feature}.json",
-        mime="application/json",
-        on_click="ignore",
-        icon=":material/download:",
-        help="Everything on this page",
+    st.page_link(
+        "pages/steer.py",
+        label="Steer with this feature",
+        icon=":material/tune:",
+        query_params=components.feature_address(record, feature),
     )
+    with st.popover("Download", icon=":material/download:", help="Everything on this page"):
+        _downloads(record, feature)
     with st.popover("Link", icon=":material/link:", help="The address of this feature"):
         st.code(_link(record, feature), language=None)
 
@@ -97,138 +121,22 @@ def _link(record: data.SaeRecord, feature: int) -> str:
     return f"{address}/feature?{query}"
 
 
-def _statistics(record: data.SaeRecord, row: dict) -> None:
-    if not row["alive"]:
-        st.warning(
-            "This feature is dead: it fires on no token of the index.", icon=":material/bedtime:"
+def _downloads(record: data.SaeRecord, feature: int) -> None:
+    for kind in feature_download.FILES:
+        if kind.needs_browser and not feature_download.can_draw():
+            st.caption(feature_download.NO_BROWSER)
+            continue
+        st.download_button(
+            kind.label,
+            lambda make=kind.make: make(feature_data.feature_content(record, feature)),
+            file_name=f"{record.name}-feature-{feature}.{kind.ending}",
+            mime=kind.mime,
+            key=f"download_{kind.ending}",
+            on_click="ignore",
+            icon=":material/download:",
+            help=kind.explained,
+            width="stretch",
         )
-    numbers = st.columns(3)
-    numbers[0].metric("Density", views.percent(row["density"]), help="Share of tokens it fires on")
-    numbers[1].metric("Largest", views.number(row["max"]), help="Largest activation")
-    numbers[2].metric("Mean", views.number(row["mean"]), help="Over the tokens it fires on")
-    if row["alive"]:
-        st.subheader("Activations", anchor=False)
-        components.chart(
-            views.activation_figure(
-                row["histogram"],
-                data.feature_index(record).histogram_edges,
-                marker=_marker(record, row),
-            ),
-            key="activations",
-            name="Histogram of the feature's activations",
-        )
-    _logits(row)
-    _tokens(record, row)
-    _neighbours(record, row)
-    st.subheader("Provenance", anchor=False)
-    _provenance(record)
-
-
-def _provenance(record: data.SaeRecord) -> None:
-    known = data.provenance(record)
-    st.html(views.facts_html(views.provenance_facts(record.name, known)))
-    with st.expander("Everything recorded"):
-        st.html(views.facts_html(known))
-
-
-def _marker(record: data.SaeRecord, row: dict) -> float | None:
-    marked = st.session_state.get("own_text_peak")
-    if marked and marked[:2] == (record.name, row["feature"]):
-        return marked[2]
-    return None
-
-
-def _logits(row: dict) -> None:
-    st.subheader("Effect on the logits", anchor=False)
-    if not row["positive_tokens"]:
-        st.caption("This site has no direct reading in logits.")
-        return
-    up, down = st.columns(2, gap="medium")
-    with up:
-        st.caption("Promoted")
-        bars = views.bars_html(
-            row["positive_tokens"], row["positive_logits"], colour=views.BLUE_RGB
-        )
-        st.html(bars)
-    with down:
-        st.caption("Suppressed")
-        bars = views.bars_html(
-            row["negative_tokens"], row["negative_logits"], colour=views.RUST_RGB
-        )
-        st.html(bars)
-
-
-def _tokens(record: data.SaeRecord, row: dict) -> None:
-    tokens = data.feature_index(record).tokens_for_feature(row["feature"]).head(TOKENS_SHOWN)
-    if len(tokens):
-        st.subheader("Tokens it fires on", anchor=False)
-        st.html(views.tokens_table_html(tokens))
-
-
-def _neighbours(record: data.SaeRecord, row: dict) -> None:
-    near = data.feature_index(record).neighbours(row["feature"])
-    if not len(near):
-        return
-    st.subheader("Nearest decoder directions", anchor=False)
-    for place in near.to_dict("records"):
-        link, cosine, label = st.columns([5, 2, 8], vertical_alignment="center", gap="small")
-        with link:
-            components.feature_link(record, place["neighbour"])
-        cosine.html(f'<span class="lg-value">{views.number(place["cosine"])}</span>')
-        text = views.escaped(views.token_list(place["top_tokens"]))
-        label.html(f'<span class="lg-tokens lg-muted lg-line">{text}</span>')
-
-
-@components.panel
-def _own_text(record: data.SaeRecord, feature: int, row: dict) -> None:
-    st.subheader("Test it on your own text", anchor=False)
-    with st.form("own_text", border=False):
-        box, button = st.columns([6, 1], vertical_alignment="bottom")
-        text = box.text_input(
-            "Your text", key="own_text_box", placeholder="Type a sentence and press Enter",
-            label_visibility="collapsed", persist_state="session",
-        )  # fmt: skip
-        button.form_submit_button("Test", width="stretch")
-    if not text:
-        return
-    with st.spinner("Running the model ..."):
-        from app import live
-
-        strip = live.prompt_strip(live.prompt_codes(record, text), feature)
-    peak = max(strip.activations)
-    with st.container(key="own_text_result"):
-        st.html(views.strip_html(strip, scale=row["max"] or peak))
-    if peak > 0:
-        share = f" ({views.percent(peak / row['max'])} of its largest)" if row["max"] else ""
-        st.caption(f"Largest activation here: {views.number(peak)}{share}.")
-    else:
-        st.caption("It does not fire on this text.")
-    mark = (record.name, feature, peak)
-    if st.session_state.get("own_text_peak") != mark:
-        st.session_state["own_text_peak"] = mark
-        st.rerun()
-
-
-@components.panel
-def _examples(record: data.SaeRecord, feature: int, row: dict) -> None:
-    st.subheader("Examples", anchor=False)
-    groups = data.examples(record, feature)
-    if not groups:
-        st.caption("There are none: the feature never fires on the indexed tokens.")
-        return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        context = components.choice("Context", views.CONTEXT_LABELS, key="context")
-        line_breaks = components.line_break_toggle("line_breaks")
-    st.html(views.scale_html(row["max"]))
-    for kind in ("top", "interval", "random"):
-        chosen = [group for group in groups if group.kind == kind]
-        if chosen:
-            st.markdown(f"**{HEADINGS[kind]}**")
-            st.html(
-                views.groups_html(
-                    chosen, scale=row["max"], context=context, line_breaks=line_breaks
-                )
-            )
 
 
 if __name__ == "__main__":

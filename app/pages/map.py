@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import components, dashboard, data, map_data, map_views, views
+from app import components, dashboard, data, feature_table, map_data, map_views, views
 from probe.runs import Run
 
 PLANES: dict[map_views.Plane, str] = {"tsne": "t-SNE", "pca": "PCA"}
@@ -177,7 +177,7 @@ def _table(listed: pd.DataFrame, how: str) -> None:
     if not len(listed):
         st.caption("No feature has these letters in its label or in the tokens it fires on most.")
         return
-    shown = listed.head(data.ROWS_SHOWN)
+    shown = listed.head(feature_table.ROWS_SHOWN)
     frame = shown.assign(said=map_views.said(shown), density_percent=100 * shown["density"])
     columns = st.column_config
     st.dataframe(

@@ -1,0 +1,160 @@
+"""A feature's headline numbers, each beside the same number of features of the random-weight twin.
+
+What random weights give too says nothing about what the model learned: a number counts by how far
+it is from the twin's. The detection score of a label also has a control of its own: the same score
+with another feature's label.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from app.wording import DASH, escaped, number, percent
+
+SCORE = "score"
+SCALED = (
+    "Activations of two models differ in size: the twin's are scaled so that its typical feature "
+    "has the mean activation of this SAE's"
+)
+TITLES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
+    "density": ("Density", "Share of the indexed tokens it fires on", percent),
+    "max": ("Largest", f"Largest activation. {SCALED}", number),
+    "mean": ("Mean", f"Mean activation over the tokens it fires on. {SCALED}", number),
+    "nearest_cosine": (
+        "Nearest cosine", "Cosine of its decoder direction to the nearest other one", number,
+    ),
+    SCORE: (
+        "Detection score",
+        "Balanced accuracy with which the automatic label tells held-out contexts where it fires "
+        "from others; 0.5 is chance",
+        number,
+    ),
+}  # fmt: skip
+"""Title, explanation and way of writing of each number, by its name in the index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwinRange:
+    """The same number of the twin's living features."""
+
+    median: float
+    """Half of them are below."""
+    low: float
+    """5 % of them are below."""
+    high: float
+    """5 % of them are above."""
+    share_below: float | None
+    """Share of them below this feature's number; None where it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """One number and what it is compared with."""
+
+    name: str
+    """A key of `TITLES`."""
+    value: float | None
+    """The number; None where the feature has none."""
+    interval: tuple[float, float] | None = None
+    """Its 95 % interval, where it has one."""
+    control: float | None = None
+    """The score of another feature's label; None for other numbers."""
+    twin: TwinRange | None = None
+    """None where there is no twin that is indexed, or labelled for the score."""
+
+
+def headlines(
+    row: Mapping[str, Any],
+    automatic: Mapping[str, Any] | None,
+    references: Mapping[str, Any],
+    twin_scores: Float[np.ndarray, " n"],
+) -> tuple[Headline, ...]:
+    """The headline numbers of a feature.
+
+    Args:
+        row: the feature's row of the index.
+        automatic: its automatic label's row (score, score_low, score_high, control); None for none.
+        references: the twin's statistics by name, each with `median`, `low`, `high` and
+            `share_below(value)` (`saes.feature_reference`); empty without a twin.
+        twin_scores: detection scores of the twin's own automatic labels; may be empty.
+    """
+    found = [
+        Headline(name=name, value=row[name], twin=_twin(references.get(name), row[name]))
+        for name in TITLES
+        if name != SCORE
+    ]
+    if automatic is not None:
+        score, low, high = (_known(automatic.get(n)) for n in (SCORE, "score_low", "score_high"))
+        headline = Headline(
+            name=SCORE,
+            value=score,
+            interval=None if low is None or high is None else (low, high),
+            control=_known(automatic.get("control")),
+            twin=_scores(twin_scores, score),
+        )
+        found.append(headline)
+    return tuple(found)
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def _twin(reference: Any, value: float | None) -> TwinRange | None:
+    if reference is None:
+        return None
+    return TwinRange(
+        median=reference.median,
+        low=reference.low,
+        high=reference.high,
+        share_below=None if value is None else float(reference.share_below(value)),
+    )
+
+
+def _scores(scores: Float[np.ndarray, " n"], value: float | None) -> TwinRange | None:
+    known = scores[~np.isnan(scores)]
+    if not len(known):
+        return None
+    low, median, high = np.quantile(known, (0.05, 0.5, 0.95))
+    below = None if value is None else float((known < value).mean())
+    return TwinRange(median=float(median), low=float(low), high=float(high), share_below=below)
+
+
+def headlines_html(found: Sequence[Headline]) -> str:
+    """The numbers as a table; the twin's columns only where there is a twin."""
+    twin = any(headline.twin for headline in found)
+    head = (
+        '<tr><th></th><th>this feature</th><th title="The same model with random weights: median, '
+        '5 to 95 % of its living features">random-weight twin</th><th title="Share of the '
+        "twin's living features that are below\">above</th></tr>"
+    )
+    body = "".join(_row_html(headline, twin=twin) for headline in found)
+    return f'<table class="lg-table lg-headlines">{head if twin else ""}{body}</table>'
+
+
+def _row_html(headline: Headline, *, twin: bool) -> str:
+    title, explained, written = TITLES[headline.name]
+    name = f'<td title="{escaped(explained)}">{escaped(title)}</td>'
+    notes = []
+    if headline.interval is not None:
+        notes.append(" to ".join(map(written, headline.interval)))
+    if headline.control is not None:
+        notes.append(f"another label {written(headline.control)}")
+    small = "".join(f'<br><span class="lg-muted">{note}</span>' for note in notes)
+    cells = f"{name}<td><b>{written(headline.value)}</b>{small}</td>"
+    if twin:
+        cells += _twin_html(headline.twin, written)
+    return f"<tr>{cells}</tr>"
+
+
+def _twin_html(twin: TwinRange | None, written: Callable[[float | None], str]) -> str:
+    if twin is None:
+        return f"<td>{DASH}</td><td>{DASH}</td>"
+    spread = f"{written(twin.low)} to {written(twin.high)}"
+    return (
+        f'<td>{written(twin.median)}<br><span class="lg-muted">{spread}</span></td>'
+        f"<td>{percent(twin.share_below)}</td>"
+    )
