@@ -79,9 +79,13 @@ def _labelled(
 
 
 def feature_labels(record: data.SaeRecord, features: Sequence[int]) -> list[str]:
-    """The labels of a few features, as `labels` has them; empty for a feature without one."""
-    named = labelled_features(record)["label"].to_numpy()
-    return [str(named[feature]) for feature in features]
+    """The labels of a few features, as `data.labels` has them; empty for one without a label."""
+    made = data.automatic_labels(record)
+    rows = made.loc[np.isin(made["feature"].to_numpy(dtype=np.int64), features)]
+    named = dict(zip(rows["feature"].tolist(), rows["label"].tolist(), strict=True))
+    if data.notes_revision() >= 0:
+        named |= data.notes().labels(record.name)
+    return [named.get(feature, "") for feature in features]
 
 
 def automatic_label(record: data.SaeRecord, feature: int) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Numbers and tokens as a person reads them. All text becomes HTML through `escaped` only."""
 
+import functools
 import html
 import itertools
 import math
@@ -20,6 +21,7 @@ def visible(token: str) -> str:
     )
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def spaced(token: str) -> str:
     """A token for a list or a label: visible, with leading and trailing spaces shown as dots."""
     shown = visible(token)

@@ -44,7 +44,7 @@ served = contextlib.contextmanager(serving)
 def browse(page: Page, address: str, seconds: dict[str, list[float]]) -> None:
     """One round: filter the table, open a row, go on to the next feature."""
     page.goto(f"{address}/features")
-    expect(page.get_by_test_id("stMetricValue").first).to_have_text("17,510")
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text("17,510", timeout=60_000)
     page.wait_for_timeout(1500)
     choose_all = page.get_by_role("radio", name="All", exact=True)
     listed = f"document.querySelector('[data-testid=stMetricValue]').innerText == '{WIDTH:,}'"
