@@ -85,6 +85,11 @@ STUDIES = (
         line="what an SAE is good for: probing, perturbation, absorption, matching, coherence",
     ),
     Study(
+        name="dose-response",
+        module="analyses.dose_response",
+        line="what a steering recipe does at which strength, and its cost, beside its controls",
+    ),
+    Study(
         name="directions",
         module="analyses.directions",
         line="one direction for a difference between prompts: separates, necessary, sufficient?",

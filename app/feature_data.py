@@ -80,7 +80,7 @@ def _labelled(
 
 def feature_labels(record: data.SaeRecord, features: Sequence[int]) -> list[str]:
     """The labels of a few features, as `data.labels` has them; empty for one without a label."""
-    made = data.automatic_labels(record)
+    made = data.auto_labels(record)
     rows = made.loc[np.isin(made["feature"].to_numpy(dtype=np.int64), features)]
     named = dict(zip(rows["feature"].tolist(), rows["label"].tolist(), strict=True))
     if data.notes_revision() >= 0:
