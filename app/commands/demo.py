@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from analyses.report import Report, Verdict
-from app.commands import capture, dashboard, evaluate, index, train
+from app.commands import capture, dashboard, evaluate, index, label, train
 from app.commands.options import Common, duration, plan, say
 from app.resolve import manifest_hash, weights_hash
 from probe.runs import Run, find_runs, read_json
@@ -32,8 +32,8 @@ class Command:
     """From SmolLM2's weights to features in the browser, in one go.
 
     Captures activations, trains a TopK sparse autoencoder and one on the model's random-weight
-    twin as a control, evaluates, indexes the features of both, writes a report, and serves the
-    dashboard. What is there already is used again; what was stopped goes on.
+    twin as a control, evaluates, indexes and labels the features of both, writes a report, and
+    serves the dashboard. What is there already is used again; what was stopped goes on.
 
     Example: lorgnette demo --tokens 200000 --steps 100
     """
@@ -72,6 +72,8 @@ def run(command: Command) -> Path | None:
     evaluated = clock.time("evaluate", lambda: run_evaluation(command, sae_run, twin_run, store))
     indexed = clock.time("index", lambda: run_index(command, sae_run, store))
     clock.time("index (random-weight twin)", lambda: run_index(command, twin_run, twin_store))
+    clock.time("label", lambda: run_labels(command, sae_run))
+    clock.time("label (random-weight twin)", lambda: run_labels(command, twin_run))
     measured = read_json(evaluated.path / METRICS)
     report = write_report(command, sae_run, evaluated, measured, clock)
     say(evaluate.results_table(measured))
@@ -146,6 +148,11 @@ def run_index(command: Command, sae_run: Run, store: ActivationStore) -> Run:
     """The feature index."""
     options = index.Command(sae=sae_run.path, common=command.common)
     return index.index(options, sae_run, weights_hash(sae_run), store)
+
+
+def run_labels(command: Command, sae_run: Run) -> Path | None:
+    """A label for every feature, with its score."""
+    return label.run(label.Command(sae=sae_run.path, common=command.common))
 
 
 def write_report(
@@ -257,9 +264,9 @@ def dry_run_plan(command: Command) -> Table:
             "store": f"{command.tokens} tokens of {command.corpus} at {command.site}, and of the "
             "random-weight twin: about 1.4 GB",
             "SAEs": f"two of {command.d_sae} latents, k = {command.k}, {command.steps} steps",
-            "then": "evaluation, a feature index of each, report"
+            "then": "evaluation, a feature index and labels of each, report"
             + (f", dashboard at http://127.0.0.1:{command.port}" if command.serve else ""),
-            "time": "about 8 minutes on 2 cores with bfloat16 units, longer without",
+            "time": "about 10 minutes on 2 cores with bfloat16 units, longer without",
             "there": f"{sum(run.complete for run in there)} complete runs below "
             f"{command.common.root}, used again where they fit",
         },
