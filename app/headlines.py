@@ -21,8 +21,8 @@ SCALED = (
 )
 TITLES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "density": ("Density", "Share of the indexed tokens it fires on", percent),
-    "max": ("Largest", f"Largest activation. {SCALED}", number),
-    "mean": ("Mean", f"Mean activation over the tokens it fires on. {SCALED}", number),
+    "max": ("Largest", "Largest activation", number),
+    "mean": ("Mean", "Mean activation over the tokens it fires on", number),
     "nearest_cosine": (
         "Nearest cosine", "Cosine of its decoder direction to the nearest other one", number,
     ),
@@ -128,7 +128,7 @@ def headlines_html(found: Sequence[Headline]) -> str:
     twin = any(headline.twin for headline in found)
     head = (
         '<tr><th></th><th>this feature</th><th title="The same model with random weights: median, '
-        '5 to 95 % of its living features">random-weight twin</th><th title="Share of the '
+        f'5 to 95 % of its living features. {escaped(SCALED)}">random-weight twin</th><th title="Share of the '
         "twin's living features that are below\">above</th></tr>"
     )
     body = "".join(_row_html(headline, twin=twin) for headline in found)

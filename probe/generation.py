@@ -82,8 +82,8 @@ def prompt_tokens(
     context = context_size(model)
     if context is not None and len(prompt) + room > context:
         raise UserError(
-            f"the prompt has {len(prompt)} tokens and {room} are to follow, but {model.spec} reads "
-            f"{context} at most; shorten the prompt, or ask for fewer new tokens."
+            f"the prompt has {len(prompt)} tokens and {room} are to follow, but {model.spec} "
+            f"reads at most {context}; shorten the prompt, or ask for fewer new tokens."
         )
     return torch.tensor(prompt.ids)
 

@@ -84,6 +84,7 @@ def write_index(sae: Run, world: World, config: IndexConfig | None = None) -> Fe
         ],
         "tokens": _pairs(world),
         "neighbours": [],
+        "coactivations": [],
         "documents": [{"doc": i, "id": f"doc-{i}"} for i in range(len(world.tokens))],
     }
     for name, rows in tables.items():

@@ -367,7 +367,7 @@ def test_both_texts_and_what_changed_are_compared(browsed, model):
     assert compared.next_token["steered"].is_monotonic_decreasing
     with pytest.raises(UserError, match="the prompt is empty"):
         ready.compare(" ")
-    with pytest.raises(UserError, match="reads 256 at most"):
+    with pytest.raises(UserError, match="reads at most 256"):
         ready.compare("a" * 250)
 
 

@@ -110,7 +110,7 @@ def _load_and_new(records: list[data.SaeRecord]) -> None:
         with st.popover("New", icon=":material/add:"):
             names = {record.name: record for record in records}
             name = st.selectbox("SAE", list(names), key="steer_new_sae")
-            feature = st.number_input("Feature", 0, None, 0, key="steer_new_feature")
+            feature = st.number_input("of its features", 0, None, 0, key="steer_new_feature")
             if st.button("Begin", type="primary"):
                 _put(feature_document(names[name], int(feature)), None)
 

@@ -1,4 +1,4 @@
-"""Steered generation against plain generation, and the lookup of a prompt's features, on SmolLM2."""
+"""Steered generation against plain generation, and the lookup of a prompt, on SmolLM2."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,0 +1,112 @@
+"""The page Steer: a recipe is made, run, saved and loaded; mistakes are told in a sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from artifact_tree import D_SAE, Tree
+from streamlit.testing.v1 import AppTest
+
+from app.recipe_editor import parsed_span, span_text
+from probe.errors import UserError
+from saes.recipes import Feature, read_recipe
+
+ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
+
+
+@pytest.fixture
+def page(browsed: Tree, monkeypatch):
+    """Opens the page on the small tree, with a query."""
+
+    def open_page(root: Path = browsed.root, **query: str) -> AppTest:
+        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
+        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.switch_page("pages/steer.py").run()
+
+    return open_page
+
+
+def widget(kind, label: str):
+    return next(one for one in kind if one.label == label)
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    widget(app.button, label).click()
+    return app.run()
+
+
+def words(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.warning, app.error, app.subheader)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def test_a_feature_from_the_address_is_steered(page, browsed):
+    app = page(sae=browsed.sae.path.name, feature="7")
+    assert not app.exception and not app.error
+    assert widget(app.number_input, "Feature").value == 7
+    app.session_state["steer_tokens"] = 5
+    widget(app.text_area, "Prompt").set_value("Rain fell on the harbour")
+    app = press(app, "Steer")
+    assert not app.exception and not app.warning
+    assert "Default" in words(app) and "Steered" in words(app)
+    assert "KL(default || steered)" in words(app)
+
+
+def test_a_recipe_is_saved_and_loaded_again(page, browsed):
+    app = page(sae=browsed.sae.path.name, feature="7")
+    widget(app.text_input, "Recipe").set_value("my own: one")
+    widget(app.selectbox, "Operation").set_value("set")
+    widget(app.number_input, "Strength").set_value(1.5)
+    app = press(app.run(), "Save")
+    path = browsed.root / "recipes" / "my-own-one.json"
+    try:
+        saved = read_recipe(path)
+        target = saved.edits[0].target
+        assert saved.edits[0].op == "set" and isinstance(target, Feature)
+        assert target.feature == 7 and target.statistics
+        again = page(recipe="my-own-one")
+        assert widget(again.text_input, "Recipe").value == "my own: one"
+        assert widget(again.number_input, "Strength").value == 1.5
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_edits_are_added_and_removed(page, browsed):
+    app = press(page(sae=browsed.sae.path.name, feature="7"), "Add an edit")
+    assert sum(one.label == "Operation" for one in app.selectbox) == 2
+    app = press(app, "Remove")
+    assert sum(one.label == "Operation" for one in app.selectbox) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "feature", "sentence"),
+    [
+        (" ", "7", "The prompt is empty"),
+        ("a" * 400, "7", "reads at most 256"),
+        ("Rain", str(D_SAE), f"no feature {D_SAE}"),
+    ],
+)
+def test_mistakes_are_told(page, browsed, prompt, feature, sentence):
+    app = page(sae=browsed.sae.path.name, feature="7")
+    widget(app.number_input, "Feature").set_value(int(feature))
+    widget(app.text_area, "Prompt").set_value(prompt)
+    app = press(app.run(), "Steer")
+    assert not app.exception
+    assert sentence in words(app)
+
+
+def test_addresses_that_name_nothing(page, browsed, tmp_path):
+    assert "no recipe 'nobody'" in words(page(recipe="nobody"))
+    assert "is not a number" in words(page(sae=browsed.sae.path.name, feature="x"))
+    empty = page(root=tmp_path)
+    assert not empty.exception and "lorgnette demo" in json.dumps([c.value for c in empty.code])
+
+
+def test_ranges_are_read_as_they_are_written():
+    for span in ([1, 5], [1, None], [-3, -1]):
+        assert parsed_span(span_text(span)) == span
+    assert span_text(None) == ""
+    with pytest.raises(UserError, match="is no range"):
+        parsed_span("a:b")
