@@ -128,8 +128,8 @@ def headlines_html(found: Sequence[Headline]) -> str:
     twin = any(headline.twin for headline in found)
     head = (
         '<tr><th></th><th>this feature</th><th title="The same model with random weights: median, '
-        f'5 to 95 % of its living features. {escaped(SCALED)}">random-weight twin</th><th title="Share of the '
-        "twin's living features that are below\">above</th></tr>"
+        f'5 to 95 % of its living features. {escaped(SCALED)}">random-weight twin</th>'
+        '<th title="Share of the twin\'s living features that are below">above</th></tr>'
     )
     body = "".join(_row_html(headline, twin=twin) for headline in found)
     return f'<table class="lg-table lg-headlines">{head if twin else ""}{body}</table>'
