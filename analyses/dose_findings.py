@@ -7,10 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from analyses.dose_measured import KINDS, MEASURES, Dosed, Kind, Measure, Measured
+from analyses.dose_measured import KINDS, MEASURES, Dosed, Kind, Measure, Measured, over_units
 from analyses.plots import Axis, Line, panels
 from analyses.report import Verdict
-from analyses.statistics import Estimate, crossed_interval, mean_interval
+from analyses.statistics import Estimate, mean_interval
 
 EFFECTS: tuple[Measure, ...] = ("tokens", "text", "probe")
 CLAIMS: dict[Measure, str] = {
@@ -46,7 +46,7 @@ def stands_out(dosed: Dosed, measure: Measure) -> Verdict:
     recipe = dosed.values("recipe", measure, 1.0)
     kinds: list[Kind] = [kind for kind in dosed.kinds() if kind != "recipe"]
     nearest = max(kinds, key=lambda kind: dosed.values(kind, measure, 1.0).mean())
-    difference = crossed_interval(recipe - dosed.values(nearest, measure, 1.0))
+    difference = over_units(recipe - dosed.values(nearest, measure, 1.0))
     means = np.concatenate([dosed.values(kind, measure, 1.0).mean(1) for kind in kinds])
     above = int((recipe.mean() > means).sum())
     own = dosed.estimate("recipe", measure, 1.0)
@@ -65,7 +65,7 @@ def stands_out(dosed: Dosed, measure: Measure) -> Verdict:
 def costs_no_more(dosed: Dosed) -> Verdict:
     """Does it harm neutral text less than random directions?"""
     recipe, random = (dosed.values(kind, "kl", 1.0) for kind in ("recipe", "random direction"))
-    difference = crossed_interval(recipe - random)
+    difference = over_units(recipe - random)
     own = dosed.estimate("recipe", "kl", 1.0)
     return Verdict(
         claim=f"{dosed.name}: the recipe harms neutral text less than random directions of its "
@@ -215,6 +215,7 @@ def text(measured: Measured) -> str:
         f"is on the {config.new_tokens} tokens that the steered model writes (greedily, after "
         f"{config.written} openings), read in the unsteered model, less the same on the unsteered "
         f"text. KL and cross-entropy are on {config.sequences} sequences of 128 tokens, in which "
-        "every token is steered. Bands and intervals have 95 % confidence, over controls and "
-        "prompts (or sequences) both; of the recipe alone, over prompts."
+        "every token is steered. Bands and intervals have 95 % confidence: over controls and "
+        "prompts both where there are 20 prompts or more, else Student's t over prompts (or "
+        "sequences) of the controls' mean."
     )

@@ -26,8 +26,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from analyses.statistics import Estimate, crossed_interval
+from analyses.statistics import FEW, Estimate, crossed_interval, mean_interval
 
 Kind = Literal["recipe", "random direction", "random feature", "twin"]
 KINDS: tuple[Kind, ...] = ("recipe", "random direction", "random feature", "twin")
@@ -105,12 +106,22 @@ class Dosed:
         return chosen.pivot(index="control", columns="unit", values="value").to_numpy()
 
     def estimate(self, kind: Kind, measure: Measure, times: float) -> Estimate:
-        """Mean over controls and units, with an interval over both."""
-        return crossed_interval(self.values(kind, measure, times))
+        """Mean over controls and units, with an interval as `over_units` takes it."""
+        return over_units(self.values(kind, measure, times))
 
     def strengths(self) -> list[float]:
         """The multiples, ascending."""
         return sorted(self.rows["times"].unique())
+
+
+def over_units(values: Float[np.ndarray, "c n"]) -> Estimate:
+    """Mean over controls and units with its interval.
+
+    Over controls and units both, where there are `FEW` units or more; of fewer units the bootstrap
+    says too little, and the interval is Student's t of the controls' means by unit.
+    """
+    few = values.shape[1] < FEW
+    return mean_interval(values.mean(0)) if few else crossed_interval(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
