@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_pairs import strongest_pairs
 
 from probe.errors import UserError
 from saes.feature_coactivation import (
@@ -19,7 +20,6 @@ from saes.feature_coactivation import (
 )
 from saes.feature_schema import CODES, IndexConfig
 from saes.feature_tables import BuildLimits
-from tests.slow_pairs import strongest_pairs
 
 SMALL = BuildLimits(threads=2, memory_gb=1e-7)
 """One feature a block, one piece at a time."""

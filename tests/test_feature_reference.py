@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from artifact_tree import SITE, make_synthetic_index
 
 from app import data
 from probe.errors import Failure
@@ -26,7 +27,6 @@ from saes.feature_reference import (
 )
 from saes.folder import save_sae
 from saes.models import SaeConfig, SparseAutoencoder
-from tests.artifact_tree import SITE, make_synthetic_index
 
 N_FEATURES = 60
 

@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from slow_pairs import strongest_pairs
 
 from probe.errors import Failure, UserError
 from probe.runs import Run, verify
@@ -40,7 +41,6 @@ from saes.feature_weights import decoder_neighbours, logit_effects
 from saes.features import build_index
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.sorted_parquet import SortedParquet
-from tests.slow_pairs import strongest_pairs
 
 SITE = "resid_post.1"
 D_IN, D_SAE, CONTEXT, N_TOKENS, SPECIAL = 6, 24, 9, 30, 0
