@@ -21,12 +21,12 @@ CLAIMS: dict[Measure, str] = {
 SHOWN_PROMPTS = 3
 """Prompts of each recipe whose texts are shown."""
 AXES: dict[Measure, str] = {
-    "tokens": "Change of log-odds (nats)",
-    "text": "Change of mean code",
-    "probe": "Change of projection",
-    "kl": "KL (nats a token)",
-    "ce": "Rise of CE (nats a token)",
-    "repetition": "Repeated trigrams (share)",
+    "tokens": "change (nats)",
+    "text": "change of mean code",
+    "probe": "change",
+    "kl": "nats a token",
+    "ce": "nats a token",
+    "repetition": "share",
 }
 
 

@@ -37,9 +37,9 @@ MEASURES: dict[Measure, str] = {
     "tokens": "Log-odds of the wanted tokens",
     "text": "Feature on the text it wrote",
     "probe": "Projection on the probe",
-    "kl": "KL on neutral text (nats a token)",
-    "ce": "Rise of cross-entropy (nats a token)",
-    "repetition": "Repeated trigrams (share)",
+    "kl": "KL on neutral text",
+    "ce": "Rise of cross-entropy on neutral text",
+    "repetition": "Repeated trigrams in what it wrote",
 }
 
 

@@ -195,9 +195,9 @@ def panels(
             seen.add(line.name)
     _dress(figure, title, x, y)
     figure.for_each_yaxis(lambda axis: axis.update(title_text=""))
-    figure.update_yaxes(title_text=y.title, col=1)
+    figure.update_yaxes(title={"text": y.title, "font": {"size": 13}}, col=1)
     figure.for_each_xaxis(lambda axis: axis.update(title_text=""))
-    figure.update_xaxes(title_text=x.title, row=n_rows)
+    figure.update_xaxes(title={"text": x.title, "font": {"size": 13}}, row=n_rows)
     figure.update_layout(
         height=ABOVE + BELOW + PANEL_HEIGHT * n_rows,
         margin={"r": 24},
