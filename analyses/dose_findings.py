@@ -169,10 +169,14 @@ def texts(dosed: Dosed) -> pd.DataFrame:
     rows = []
     for prompt in dosed.samples["prompt"].unique()[:SHOWN_PROMPTS]:
         of = dosed.samples[dosed.samples["prompt"] == prompt].set_index("times")["text"]
-        rows.append(
-            {"recipe": dosed.name, "prompt": prompt, "default": of[0.0], "steered": of[1.0]}
-        )
+        said = {"default": one_line(of[0.0]), "steered": one_line(of[1.0])}
+        rows.append({"recipe": dosed.name, "prompt": one_line(prompt)} | said)
     return pd.DataFrame(rows)
+
+
+def one_line(text: str) -> str:
+    """A text whose line breaks are marked."""
+    return text.replace("\r", "").replace("\n", "\u21b5")
 
 
 def _doses(dosed: Dosed) -> pd.DataFrame:
