@@ -9,6 +9,7 @@ import pytest
 import torch
 from artifact_tree import D_SAE, SITE, Tree
 
+from app.cli import dispatch
 from probe.capture import capturing
 from probe.directions import Direction, save_direction
 from probe.errors import UserError
@@ -377,3 +378,21 @@ def test_recipes_in_the_project_are_valid():
         one = read_recipe(path)
         assert one.prompts and one.note and copy.deepcopy(to_json(one))
         assert all(isinstance(e.target, Feature) and e.target.statistics for e in one.edits)
+
+
+def test_steer_runs_recipes_side_by_side(browsed, tmp_path, capsys):
+    path, out = tmp_path / "five.json", tmp_path / "out.json"
+    recipe = feature_recipe(browsed.sae, 5, strength=Strength(value=20.0), name="five")
+    write_recipe(recipe, path)
+    asked = ["steer", str(path), "--prompt", "Rain fell", "--max-new-tokens", "4"]
+    where = ["--root", str(browsed.root), "--device", "cpu", "--out", str(out)]
+    assert dispatch([*asked, *where]) == 0
+    shown = capsys.readouterr().out
+    assert "five: Rain fell" in shown and shown.splitlines()[-1] == str(out)
+    (row,) = json.loads(out.read_text())
+    assert row["kl"] > 0 and {"default", "steered", "next_token"} <= set(row)
+    assert dispatch(["steer", str(path), *where]) == 2
+    assert "no prompts of its own" in capsys.readouterr().err
+    assert dispatch(["steer", str(path), "--prompt", "x", "--dry-run"]) == 0
+    assert "add feature 5 of main at resid_post.1" in capsys.readouterr().err
+    assert dispatch(["steer", "--root", str(browsed.root)]) == 2

@@ -12,7 +12,16 @@ from app.commands.options import Common, plan, say, show
 from probe.errors import UserError
 from probe.generation import GenerateConfig
 from probe.runs import write_json
-from saes.recipes import Recipe, Strength, read_recipe
+from saes.recipes import (
+    Feature,
+    FileDirection,
+    Neuron,
+    Recipe,
+    Strength,
+    Target,
+    WholeSite,
+    read_recipe,
+)
 from saes.steering import Comparison, Steering, prepare
 
 
@@ -121,8 +130,19 @@ def dry_run_plan(command: Command, recipe: Recipe) -> Table:
     }
     for i, edit in enumerate(recipe.edits, 1):
         amount = strength_words(edit.strength)
-        rows[f"edit {i}"] = f"{edit.op} {edit.target} at {edit.site}{amount}"
+        rows[f"edit {i}"] = f"{edit.op} {target_words(edit.target)} at {edit.site}{amount}"
     return plan(f"{recipe.name} would be run", rows)
+
+
+def target_words(target: Target) -> str:
+    """What an edit is of, in words."""
+    if isinstance(target, WholeSite):
+        return "the whole site"
+    if isinstance(target, Feature):
+        return f"feature {target.feature} of {target.sae}"
+    if isinstance(target, FileDirection):
+        return f"the direction in {target.direction}"
+    return f"neuron {target.neuron}" if isinstance(target, Neuron) else f"head {target.head}"
 
 
 def strength_words(strength: Strength | None) -> str:
