@@ -4,7 +4,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from probe.errors import Failure
@@ -33,10 +32,8 @@ def test_notebook_runs(path, root, monkeypatch):
     monkeypatch.setenv("LORGNETTE_ROOT", str(root))
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
     notebook = nbformat.read(path, as_version=4)
-    kernel = AsyncKernelManager(transport="ipc")
-    NotebookClient(
-        notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=600, resources=resources).execute()
     figures = [
         output
         for cell in notebook.cells
