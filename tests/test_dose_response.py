@@ -150,7 +150,7 @@ def test_the_study_writes_a_report_and_finds_it_again(browsed, steering, tmp_pat
     path = tmp_path / "five.json"
     write_recipe(steering.recipe, path)
     config = replace(SMALL, recipes=(str(path),), twin=browsed.sae.path.name)
-    assert "1" not in dose_response.estimate(config)["recipes"]
+    assert dose_response.estimate(config)["recipes"] == str(path)
     run = dose_response.run(config, browsed.root)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert len(metrics["verdicts"]) == 3
