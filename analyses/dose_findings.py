@@ -169,7 +169,7 @@ def texts(dosed: Dosed) -> pd.DataFrame:
     rows = []
     for prompt in dosed.samples["prompt"].unique()[:SHOWN_PROMPTS]:
         of = dosed.samples[dosed.samples["prompt"] == prompt].set_index("times")["text"]
-        said = {"default": one_line(of[0.0]), "steered": one_line(of[1.0])}
+        said = {"default": one_line(str(of[0.0])), "steered": one_line(str(of[1.0]))}
         rows.append({"recipe": dosed.name, "prompt": one_line(prompt)} | said)
     return pd.DataFrame(rows)
 
