@@ -44,7 +44,7 @@ from analyses.report import Report
 from probe.corpora import corpus_checksum
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
-from probe.models import Dtype, load_model
+from probe.models import Dtype, load_language_model
 from probe.runs import Run, atomic_path, find_runs, sha256_file
 from saes.folder import WEIGHTS, load_sae
 from saes.labelled_texts import FIRST_LETTER, two_groups
@@ -177,7 +177,7 @@ def _model_loader(device: str) -> Load:
     @cache
     def load(spec: str, dtype: Dtype, random_weights: int | None) -> LanguageModel:
         logger.info("loading %s", spec)
-        return load_model(spec, dtype=dtype, device=device, random_weights=random_weights)
+        return load_language_model(spec, dtype=dtype, device=device, random_weights=random_weights)
 
     return load
 

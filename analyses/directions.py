@@ -40,7 +40,7 @@ from probe.corpora import BUILTIN, TokenBatch, token_batches
 from probe.directions import Direction, projection_statistics, save_direction
 from probe.errors import UserError
 from probe.language import LanguageModel
-from probe.models import load_model, model_name
+from probe.models import load_language_model, model_name
 from probe.prompt_sets import ending_positions, instruction_ending
 from probe.runs import Run
 from probe.separation import auroc
@@ -95,7 +95,7 @@ def measure(config: Config, root: Path) -> Measured:
     """
     settings = settle(config)
     contrast = load_contrast(config, settings)
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    model = load_language_model(config.model, dtype=config.dtype, device=config.device)
     study = make_study(config, contrast, model, root)
     places = candidate_places(config, settings, study)
     trained, vectors = load_readings(readings := measure_readings(study))
@@ -191,7 +191,7 @@ def best_separating(readings: Readings, places: tuple[tuple[int, int], ...]) -> 
 
 def measure_twin(config: Config, contrast: Contrast, study: Study) -> Readings:
     """The readings of the random-weight twin at the same places."""
-    twin = load_model(
+    twin = load_language_model(
         config.model, dtype=config.dtype, device=config.device, random_weights=TWIN_SEED
     )
     made = make_study(config, contrast, twin, study.root)

@@ -27,7 +27,7 @@ from analyses.top_afa_measured import (
 from probe.corpora import read_documents
 from probe.language import LanguageModel
 from probe.loader import StoreReader
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.runs import MANIFEST, Run, read_json, sha256_file, write_json
 from probe.sites import Site, parse_site
 from probe.store import ActivationStore, StoreConfig
@@ -143,7 +143,7 @@ def capture(
 ) -> tuple[ActivationStore, LanguageModel]:
     """The store of the model or of its twin, made now or found, and the model."""
     read_documents(settings.corpus)
-    model = load_model(settings.model, device=device, random_weights=random_weights)
+    model = load_language_model(settings.model, device=device, random_weights=random_weights)
     config = store_config(settings, model, random_weights)
     return capture_store(root / "activations", config, model), model
 

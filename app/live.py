@@ -14,7 +14,7 @@ import torch
 from app.data import SaeRecord, stamp
 from app.views import Strip
 from probe.language import LanguageModel
-from probe.models import Dtype, load_model
+from probe.models import Dtype, load_language_model
 from probe.tokens import Prompt
 from saes.folder import load_sae
 from saes.models import SparseAutoencoder
@@ -40,7 +40,7 @@ def load(
     spec: str, random_weights: int | None, dtype: Dtype
 ) -> tuple[LanguageModel, threading.Lock]:
     """A model and the lock to hold while it runs, once for all sessions."""
-    return load_model(spec, random_weights=random_weights, dtype=dtype), threading.Lock()
+    return load_language_model(spec, random_weights=random_weights, dtype=dtype), threading.Lock()
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)

@@ -12,7 +12,7 @@ from app.commands.options import find_run
 from probe.backends import transformer_lens_name
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.runs import MANIFEST, Run, find_runs, sha256_file
 from probe.sites import parse_site
 from probe.store import ActivationStore
@@ -67,7 +67,7 @@ def store_of(sae_run: Run, root: Path, given: Path | None) -> ActivationStore:
 def model_of(config: dict[str, Any], device: str = "auto") -> LanguageModel:
     """The model that a store's or an SAE's config describes."""
     described = config["model"]
-    return load_model(
+    return load_language_model(
         described["spec"],
         dtype=described["dtype"],
         device=device,
@@ -88,7 +88,7 @@ def sae_metadata_of(config: dict[str, Any], corpus: str, context: int) -> dict[s
     described = config["model"]
     return {
         "model_name": described["spec"],
-        "hook_name": str(site) if site.kind == "module" else transformer_lens_name(site),
+        "hook_name": str(site) if site.layer is None else transformer_lens_name(site),
         "hook_head_index": None,
         "context_size": context,
         "prepend_bos": False,

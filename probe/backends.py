@@ -33,10 +33,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe.adapters import hidden_input
 from probe.capture import capturing
 from probe.errors import UserError
 from probe.interventions import Edit, applying, edited
-from probe.language import LanguageModel, hidden_input
+from probe.language import LanguageModel
 from probe.sites import Kind, Site
 
 Backend = Literal["native", "transformer_lens", "nnsight"]
@@ -189,9 +190,9 @@ def _maker(backend: str) -> Callable[[LanguageModel, Sequence[Site]], Capture]:
 def transformer_lens_name(site: Site) -> str:
     """The site's TransformerLens hook, e.g. `blocks.12.hook_resid_post` for `resid_post.12`.
 
-    Raises `UserError` for `module:` sites, which have none.
+    Raises `UserError` for sites without a layer, which have none.
     """
-    if site.kind == "module":
+    if site.kind == "module" or site.kind == "block":
         raise UserError(
             f"site {site} has no TransformerLens name: wanted one of {', '.join(HOOK_NAMES)} "
             "with a layer; the backends native and nnsight read any module."

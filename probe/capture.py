@@ -5,8 +5,9 @@
     seen[site]          # [b, t, d]
 
 Plain PyTorch hooks, one a site, on modules the adapter names. Once every site has been seen the
-forward pass is stopped (early exit): layers above the last site cost nothing. Hooks are removed on
-the way out, also when the forward pass raises.
+forward pass is stopped (early exit): layers above the last site cost nothing. Where one run is many
+passes, as when an image is drawn in steps, only the last is stopped. Hooks are removed on the way
+out, also when the forward pass raises.
 """
 
 import contextlib
@@ -16,20 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.language import ForwardStopped, HookSide, LanguageModel, hidden_input
+from probe.adapters import ForwardStopped, HookSide, Model, hidden_input
 from probe.sites import Site
 
 
 @contextlib.contextmanager
 def capturing(
-    model: LanguageModel, sites: Sequence[Site], *, early_exit: bool = True
+    model: Model, sites: Sequence[Site], *, early_exit: bool = True
 ) -> Iterator[dict[Site, Tensor]]:
     """Collect the sites' tensors of the forward passes run inside the block.
 
     Args:
         model: the adapter.
         sites: what to read; all are read in the same pass.
-        early_exit: stop each pass when the last site has been seen; `run` then gives None.
+        early_exit: stop each run when the last site has been seen; it then gives None.
 
     Yields:
         A dict that holds the latest pass's tensors `[b, t, d]`, detached, in the model's dtype.
@@ -46,7 +47,7 @@ def capturing(
             seen.clear()
         seen[site] = tensor.detach()
         waiting.discard(site)
-        if early_exit and not waiting:
+        if early_exit and not waiting and model.in_last_pass:
             raise ForwardStopped
 
     with contextlib.ExitStack() as stack:
@@ -55,24 +56,21 @@ def capturing(
         yield seen
 
 
-def site_width(model: LanguageModel, site: Site) -> int:
-    """The size of the site's last axis, found by running two tokens through the model."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+def site_width(model: Model, site: Site) -> int:
+    """The size of the site's last axis, found by trying the model out."""
     with torch.inference_mode(), capturing(model, [site]) as seen:
-        model.run(tokens)
+        model.try_out()
     return seen[site].shape[-1]
 
 
 @contextlib.contextmanager
-def reading(
-    model: LanguageModel, site: Site, record: Callable[[Site, Tensor], None]
-) -> Iterator[None]:
+def reading(model: Model, site: Site, record: Callable[[Site, Tensor], None]) -> Iterator[None]:
     """Call `record(site, tensor)` each time the site's tensor passes by inside the block."""
     module, side = model.hook_point(site)
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any) -> None:
         tensor = model.read(site, raw)
-        if site.tensor == "update":
+        if side == "update":
             tensor = tensor - model.read(site, hidden_input(args, kwargs))
         record(site, tensor)
 

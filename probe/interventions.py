@@ -33,9 +33,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from probe.adapters import Model, hidden_input
 from probe.capture import add_hook
 from probe.errors import UserError
-from probe.language import LanguageModel, hidden_input
 from probe.sites import Site
 
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
@@ -217,7 +217,7 @@ def edited(
 
 
 @contextlib.contextmanager
-def applying(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[None]:
+def applying(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
     """Make the edits in every pass run inside the block, at the positions that the pass is at.
 
     Raises `UserError` where a site is not in the model.
@@ -233,7 +233,7 @@ def applying(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[None]:
     for edit in edits:
         by_site.setdefault(edit.site, []).append(edit)
     with contextlib.ExitStack() as stack:
-        handle = model.model.register_forward_pre_hook(note_offset, with_kwargs=True)
+        handle = model.net.register_forward_pre_hook(note_offset, with_kwargs=True)
         stack.callback(handle.remove)
         for site, here in by_site.items():
             stack.enter_context(editing(model, site, lambda x, here=here: edited(x, here, offset)))
@@ -241,7 +241,7 @@ def applying(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def editing(model: LanguageModel, site: Site, change: Change) -> Iterator[None]:
+def editing(model: Model, site: Site, change: Change) -> Iterator[None]:
     """Replace the site's tensor by `change(tensor)` in every pass run inside the block.
 
     For an `update` site (output minus input) the module's output becomes input plus the change.
@@ -253,13 +253,14 @@ def editing(model: LanguageModel, site: Site, change: Change) -> Iterator[None]:
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any) -> Any:
         tensor = model.read(site, raw)
-        if site.tensor != "update":
+        if side != "update":
             return model.write(site, raw, change(tensor))
         entering = model.read(site, hidden_input(args, kwargs))
         return model.write(site, raw, entering + change(tensor - entering))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = change(model.read(site, hidden_input(args, kwargs)))
+        raw = hidden_input(args, kwargs)
+        new = model.write(site, raw, change(model.read(site, raw)))
         if args:
             return (new, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": new}

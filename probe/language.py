@@ -7,17 +7,22 @@ inside a transformers model. Architectures differ only in names, which `BLOCK_NA
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from probe.adapters import (
+    ForwardStopped,
+    HookSide,
+    floats_of,
+    module_at,
+    with_floats,
+)
 from probe.errors import UserError
 from probe.sites import LAYER_KINDS, Site
-
-HookSide = Literal["input", "output"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +81,6 @@ BLOCK_NAMES = (
 (Mistral, Qwen, SmolLM); GPT-2; GPT-NeoX (Pythia). The first that fits is taken."""
 
 
-class ForwardStopped(Exception):
-    """Raised by a capturing hook when every site has been seen; `LanguageModel.run` takes it."""
-
-
 class LanguageModel:
     """A causal language model with named sites."""
 
@@ -117,6 +118,16 @@ class LanguageModel:
         return next(self.model.parameters()).dtype
 
     @property
+    def net(self) -> nn.Module:
+        """What runs once a pass: the whole model."""
+        return self.model
+
+    @property
+    def in_last_pass(self) -> bool:
+        """Every pass stands alone."""
+        return True
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokenizer's special tokens (end of text, turn markers, ...)."""
         return frozenset(self.tokenizer.all_special_ids)
@@ -150,7 +161,12 @@ class LanguageModel:
         Raises `UserError` where the model has no such layer or module.
         """
         if site.kind == "module":
-            return self._module(site), "input" if site.tensor == "input" else "output"
+            return module_at(self.model, site, self.spec), site.tensor
+        if site.kind == "block":
+            raise UserError(
+                f"site {site} is a block of an image model and {self.spec} is a language model; "
+                "choose a layer site such as resid_post.0."
+            )
         if self.names is None:
             raise UserError(
                 f"{self.spec} is a {type(self.model).__name__}, whose layers are not known by "
@@ -172,37 +188,20 @@ class LanguageModel:
         relative, side = places[site.kind]
         return block.get_submodule(relative), side
 
-    def _module(self, site: Site) -> nn.Module:
-        assert site.path is not None
-        try:
-            return self.model.get_submodule(site.path)
-        except AttributeError as error:
-            children = ", ".join(name for name, _ in self.model.named_children())
-            raise UserError(
-                f"site {site} names no module of {self.spec} ({error}); "
-                f"paths start with one of: {children}."
-            ) from error
-
     def read(self, site: Site, raw: Any) -> Float[Tensor, "*lead d"]:
         """The site's tensor out of what its module took or gave.
 
         Raises `UserError` where that is no tensor of floats.
         """
-        tensor = raw[0] if isinstance(raw, tuple | list) and raw else raw
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError(
-                f"site {site} gives {type(tensor).__name__} where a tensor of floats was wanted; "
-                "choose a module that returns one."
-            )
-        return tensor
+        return floats_of(site, raw)
 
     def write(self, site: Site, raw: Any, new: Tensor) -> Any:
         """What the module took or gave, with the site's tensor replaced by `new`."""
-        if isinstance(raw, tuple):
-            return (new, *raw[1:])
-        if isinstance(raw, list):
-            return [new, *raw[1:]]
-        return new
+        return with_floats(raw, new)
+
+    def try_out(self) -> None:
+        """Run two tokens."""
+        self.run(torch.zeros(1, 2, dtype=torch.long, device=self.device))
 
     def run(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"] | None:
         """Logits of a batch of token rows; None where a capture stopped the pass on purpose."""
@@ -244,8 +243,3 @@ def find_block_names(model: PreTrainedModel) -> BlockNames | None:
             model.get_submodule(names.final_norm)
             return names
     return None
-
-
-def hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first input of a module: its first positional argument, else `hidden_states`."""
-    return args[0] if args else kwargs.get("hidden_states")

@@ -8,6 +8,7 @@
                     as safetensors into the user's cache; every later load reads those.
     a folder        in the Hugging Face layout (config.json, weights, tokenizer)
     org/name        any causal language model of the Hugging Face hub; local copies first
+    an image model  by the names of `probe.pipelines`: sdxl-turbo, sdxl-base, toy-turbo, ...
 
 `random_weights=SEED` gives the same architecture with fresh weights: the control twin.
 
@@ -41,8 +42,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from probe.diffusion import DiffusionModel
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
+from probe.pipelines import UNET_WEIGHTS, is_pipeline, load_pipeline, pipeline_folder
 from probe.runs import read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -69,11 +72,11 @@ def load_model(
     dtype: Dtype = "auto",
     device: str = "auto",
     random_weights: int | None = None,
-) -> LanguageModel:
-    """Load a causal language model.
+) -> LanguageModel | DiffusionModel:
+    """Load a causal language model or a text-to-image pipeline, whichever the name means.
 
     Args:
-        spec: `smollm2`, a local folder, or a Hugging Face id.
+        spec: as in the module's docstring.
         dtype: `auto` is bfloat16 where the hardware multiplies it natively, else float32.
         device: `auto` is the first CUDA device where there is one, else the CPU.
         random_weights: seed for fresh weights instead of the trained ones.
@@ -82,6 +85,26 @@ def load_model(
         UserError: there is no such model, device or dtype.
         Failure: fetching or converting failed, or a cached file is damaged.
     """
+    load = load_image_model if is_pipeline(spec) else _load_language_model
+    return load(spec, dtype=dtype, device=device, random_weights=random_weights)
+
+
+def load_language_model(
+    spec: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    random_weights: int | None = None,
+) -> LanguageModel:
+    """As `load_model`, for work on text. Raises `UserError` for an image model."""
+    if is_pipeline(spec):
+        raise UserError(f"{spec} is an image model and a language model was wanted.")
+    return _load_language_model(spec, dtype=dtype, device=device, random_weights=random_weights)
+
+
+def _load_language_model(
+    spec: str, *, dtype: Dtype, device: str, random_weights: int | None
+) -> LanguageModel:
     where = resolve_device(device)
     number_format = resolve_dtype(dtype, where)
     folder = model_folder(spec)
@@ -96,6 +119,25 @@ def load_model(
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     assert isinstance(model, PreTrainedModel)
     return LanguageModel(spec, model.to(where), tokenizer, random_weights)  # type: ignore[arg-type]
+
+
+def load_image_model(
+    spec: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    random_weights: int | None = None,
+) -> DiffusionModel:
+    """As `load_model`, for work on images. Raises `UserError` for a language model."""
+    if not is_pipeline(spec):
+        raise UserError(
+            f"{spec} is no image model that is known here: wanted toy-turbo, sdxl-turbo, "
+            "sdxl-base, or a folder or hub id of a StableDiffusionXLPipeline."
+        )
+    where = resolve_device(device)
+    number_format = resolve_dtype(dtype, where)
+    transformers_logging.disable_progress_bar()
+    return load_pipeline(spec, dtype=number_format, device=where, random_weights=random_weights)
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
@@ -140,7 +182,10 @@ def model_folder(spec: str) -> str:
         return str(smollm2_folder())
     if Path(spec).is_dir():
         if not (Path(spec) / "config.json").is_file():
-            raise UserError(f"{spec} holds no model: wanted a folder with a config.json.")
+            raise UserError(
+                f"{spec} holds no model: wanted a folder with a config.json (a language model) or "
+                "a model_index.json (an image model)."
+            )
         return spec
     return spec
 
@@ -151,8 +196,14 @@ def model_name(spec: str) -> str:
 
 
 def weights_checksum(spec: str) -> str | None:
-    """SHA-256 of the weights of a model kept in one local safetensors file; None for others."""
-    path = Path(model_folder(spec)) / "model.safetensors"
+    """SHA-256 of the weights of a model kept in one local safetensors file; None for others.
+
+    Of an image model they are the U-Net's.
+    """
+    if is_pipeline(spec):
+        path = Path(pipeline_folder(spec)) / UNET_WEIGHTS
+    else:
+        path = Path(model_folder(spec)) / "model.safetensors"
     return sha256_file(path) if path.is_file() else None
 
 

@@ -8,10 +8,21 @@ Grammar, for a language model with layers counted from 0 (`L`):
     mlp_out.L       what the MLP adds to the stream           [.., d_model]
     mlp_act.L       hidden units of the MLP (gated where the model gates)   [.., d_mlp]
     head_out.L      attention heads' outputs, concatenated, before the output projection
+
+for a text-to-image U-Net, where a site is one of its attention blocks (a `Transformer2DModel`) and
+`d` its channels, the places of the feature map standing in a row (place = y * width + x):
+
+    down.B.A        what `unet.down_blocks.B.attentions.A` adds to its input: its update
+    mid.A, up.B.A   the same of `unet.mid_block.attentions.A`, `unet.up_blocks.B.attentions.A`
+    BLOCK:input     what enters the block; `BLOCK:output` what leaves it, input plus update;
+                    `BLOCK:update` is the long name of `BLOCK`
+
+and for any model:
+
     module:PATH     output of any `nn.Module` by its dotted path; `module:PATH:input` its first
                     input, `module:PATH:update` its output minus its input
 
-Globs (`resid_post.*`, `*.12`) stand for every site of the model that they match.
+Globs (`resid_post.*`, `*.12`, `up.*`, `up.*:input`) stand for every site that they match.
 """
 
 import fnmatch
@@ -22,13 +33,16 @@ from typing import Literal, get_args
 
 from probe.errors import UserError
 
-Kind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_act", "head_out", "module"]
+LayerKind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_act", "head_out"]
+Kind = LayerKind | Literal["block", "module"]
 TensorKind = Literal["input", "output", "update"]
 
-LAYER_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "module")
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+BLOCK = re.compile(r"(mid|(down|up)\.(0|[1-9][0-9]*))\.(0|[1-9][0-9]*)")
 GRAMMAR = (
     "resid_pre.L, resid_post.L, attn_out.L, mlp_out.L, mlp_act.L, head_out.L with L a layer "
-    "counted from 0, or module:<dotted path>[:input|:output|:update]"
+    "counted from 0; down.B.A, mid.A, up.B.A with [:input|:output|:update] for an image model; or "
+    "module:<dotted path>[:input|:output|:update]"
 )
 
 
@@ -39,16 +53,18 @@ class Site:
     kind: Kind
     """Which tensor, in the grammar above."""
     layer: int | None = None
-    """Block number counted from 0; None for `module` sites."""
+    """Layer counted from 0 of a language model; None for `block` and `module` sites."""
     path: str | None = None
-    """Dotted module path of a `module` site; None for the others."""
+    """A `block`'s name (`down.2.1`) or a `module`'s dotted path; None for the others."""
     tensor: TensorKind = "output"
-    """Which of the module's tensors a `module` site means."""
+    """Which of the tensors of a `block` or a `module` is meant."""
 
     def __str__(self) -> str:
-        if self.kind != "module":
-            return f"{self.kind}.{self.layer}"
-        return f"module:{self.path}" + ("" if self.tensor == "output" else f":{self.tensor}")
+        if self.kind == "block":
+            return f"{self.path}" + ("" if self.tensor == "update" else f":{self.tensor}")
+        if self.kind == "module":
+            return f"module:{self.path}" + ("" if self.tensor == "output" else f":{self.tensor}")
+        return f"{self.kind}.{self.layer}"
 
     @property
     def folder(self) -> str:
@@ -58,10 +74,12 @@ class Site:
 
 def parse_site(text: str) -> Site:
     """Read a site's name. Raises `UserError` where it is not in the grammar."""
-    if text.startswith("module:"):
-        path, colon, tensor = text.removeprefix("module:").partition(":")
-        if path and (not colon or tensor in get_args(TensorKind)):
+    path, colon, tensor = text.removeprefix("module:").partition(":")
+    if path and (not colon or tensor in get_args(TensorKind)):
+        if text.startswith("module:"):
             return Site(kind="module", path=path, tensor=tensor or "output")  # type: ignore[arg-type]
+        if BLOCK.fullmatch(path):
+            return Site(kind="block", path=path, tensor=tensor or "update")  # type: ignore[arg-type]
     kind, _, layer = text.partition(".")
     if kind in LAYER_KINDS and layer.isdecimal():
         return Site(kind=kind, layer=int(layer))
@@ -76,25 +94,38 @@ def expand_sites(patterns: Sequence[str], available: Sequence[Site]) -> list[Sit
     """
     if not patterns:
         raise UserError(f"no site was given: wanted at least one of {GRAMMAR}.")
-    names = {str(site): site for site in available}
     found: dict[str, Site] = {}
     for pattern in patterns:
-        if pattern.startswith("module:") and not any(mark in pattern for mark in "*?["):
-            site = parse_site(pattern)
+        for site in _matching(pattern, available):
             found[str(site)] = site
-            continue
-        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not matched and not available:
-            raise UserError(
-                f"site {pattern!r} is not in this model, whose layers are not known by name: "
-                "give it any module:<dotted path>."
-            )
-        if not matched:
-            if not fnmatch.filter(LAYER_KINDS, pattern.partition(".")[0]):
-                parse_site(pattern)
-            raise UserError(
-                f"site {pattern!r} is not in this model, which has {available[0]} to "
-                f"{available[-1]} and any module:<dotted path>."
-            )
-        found |= {name: names[name] for name in matched}
     return list(found.values())
+
+
+def _matching(pattern: str, available: Sequence[Site]) -> list[Site]:
+    if pattern.startswith("module:") and not any(mark in pattern for mark in "*?["):
+        return [parse_site(pattern)]
+    name, _, tensor = pattern.partition(":")
+    matched = [site for site in available if fnmatch.fnmatchcase(str(site), name)]
+    if matched and tensor:
+        return [parse_site(f"{site}:{tensor}") for site in matched]
+    if matched:
+        return matched
+    if not available:
+        raise UserError(
+            f"site {pattern!r} is not in this model, whose layers are not known by name: "
+            "give it any module:<dotted path>."
+        )
+    known = {*LAYER_KINDS, "down", "mid", "up"}
+    if not fnmatch.filter(known, name.partition(".")[0]):
+        parse_site(pattern)
+    raise UserError(
+        f"site {pattern!r} is not in this model, which has {named_sites(available)} and any "
+        "module:<dotted path>."
+    )
+
+
+def named_sites(sites: Sequence[Site]) -> str:
+    """A model's sites as a message names them: blocks one by one, layers from first to last."""
+    if sites[0].kind == "block":
+        return ", ".join(map(str, sites))
+    return f"{sites[0]} to {sites[-1]}"

@@ -39,7 +39,7 @@ from probe.interventions import (
     positions_of_text,
 )
 from probe.language import LanguageModel
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.runs import Run, find_runs
 from probe.sites import Site, parse_site
 from probe.tokens import token_texts
@@ -139,7 +139,7 @@ def prepare(
     }
     if model is None:
         dtypes = {sae.run.config["model"]["dtype"] for sae in loaded.values()}
-        model = load_model(
+        model = load_language_model(
             recipe.model.spec,
             random_weights=recipe.model.random_weights,
             dtype=dtypes.pop() if len(dtypes) == 1 else "auto",

@@ -9,7 +9,7 @@ from browsing import ARGUMENTS, CHROMIUM, serving
 
 from probe.errors import Failure
 from probe.language import LanguageModel
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.toy import tiny_gpt2, tiny_llama
 
 
@@ -35,7 +35,7 @@ def gpt2() -> LanguageModel:
 def smollm2() -> LanguageModel:
     """The real SmolLM2-135M-Instruct in float32."""
     try:
-        return load_model("smollm2", dtype="float32")
+        return load_language_model("smollm2", dtype="float32")
     except Failure as failure:
         pytest.skip(f"SmolLM2 cannot be had here: {failure}")
 

@@ -24,7 +24,7 @@ from probe.errors import Failure, UserError
 from probe.generation import prompt_tokens
 from probe.interventions import Channels, Coordinate, Edit, Where
 from probe.language import LanguageModel
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.sites import LAYER_KINDS, Site, parse_site
 from probe.toy import tiny_gpt2, tiny_llama
 from saes.activations import TopK
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 @pytest.fixture(scope="module")
 def smollm2() -> LanguageModel:
     try:
-        return load_model("smollm2", dtype="float32", device="cpu")
+        return load_language_model("smollm2", dtype="float32", device="cpu")
     except Failure as error:
         if "could not be fetched" not in str(error):
             raise

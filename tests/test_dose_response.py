@@ -26,7 +26,7 @@ from probe.capture import capturing
 from probe.errors import UserError
 from probe.generation import prompt_tokens
 from probe.interventions import applying
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.sites import parse_site
 from saes.recipes import Strength, write_recipe
 from saes.steering import Steering, feature_recipe, prepare
@@ -38,7 +38,7 @@ SMALL = Config(
 
 @pytest.fixture(scope="module")
 def steering(browsed: Tree) -> Steering:
-    model = load_model(browsed.sae.config["model"]["spec"], dtype="float32", device="cpu")
+    model = load_language_model(browsed.sae.config["model"]["spec"], dtype="float32", device="cpu")
     recipe = feature_recipe(browsed.sae, 5, strength=Strength(value=20.0), name="five")
     return prepare(replace(recipe, effect=("s", "h")), root=browsed.root, model=model)
 

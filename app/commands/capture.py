@@ -12,7 +12,7 @@ from app.commands.options import Common, duration, plan, say, size
 from probe.capture import capturing, site_width
 from probe.corpora import read_documents, token_batches
 from probe.language import LanguageModel
-from probe.models import Dtype, load_model
+from probe.models import Dtype, load_language_model
 from probe.ranks import Ranks, joined
 from probe.runs import Run
 from probe.sites import expand_sites, parse_site
@@ -67,7 +67,7 @@ def run(command: Command) -> Path | None:
 def share(command: Command, ranks: Ranks) -> Path | None:
     """This rank's share of the command."""
     read_documents(command.corpus)
-    model = load_model(
+    model = load_language_model(
         command.model,
         dtype=command.dtype,
         device=command.device,

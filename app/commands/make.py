@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from app.commands.options import Common, plan, say
-from probe.models import Dtype, load_model
+from probe.models import Dtype, load_language_model
 from probe.writing import FORMS, TOPICS, WritingConfig, write_corpus
 
 
@@ -44,5 +44,5 @@ def run(command: Command) -> Path | None:
             )
         )
         return None
-    model = load_model(writing.model, dtype=command.dtype, device=command.device)
+    model = load_language_model(writing.model, dtype=command.dtype, device=command.device)
     return write_corpus(command.common.root / "corpora", model, writing).path

@@ -15,7 +15,7 @@ from app.resolve import manifest_hash, sae_metadata_of, train_options
 from probe.corpora import corpus_checksum, read_documents, token_batches
 from probe.errors import UserError
 from probe.loader import ActivationSource, StoreReader, StreamSource
-from probe.models import Dtype, load_model, model_name, resolve_device, weights_checksum
+from probe.models import Dtype, load_language_model, model_name, resolve_device, weights_checksum
 from probe.ranks import ALONE, Ranks, create_run, joined
 from probe.runs import Run
 from probe.sites import expand_sites, parse_site
@@ -208,7 +208,7 @@ def open_stream(command: Command, sites: Sequence[str], ranks: Ranks = ALONE) ->
     """Batches of some sites (globs are allowed), captured together while training goes on."""
     assert command.corpus is not None, "a store is no stream"
     read_documents(command.corpus)
-    model = load_model(
+    model = load_language_model(
         command.source,
         dtype=command.dtype,
         device=command.device,

@@ -5,7 +5,7 @@ import torch
 
 from probe.backends import make_capture
 from probe.capture import capturing
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.sites import parse_site
 from tests.bench.timing import side_by_side
 
@@ -15,7 +15,7 @@ SITE = parse_site("resid_post.12")
 
 def measure() -> pd.DataFrame:
     """SmolLM2 in float32 at one middle site, by every backend."""
-    model = load_model("smollm2", dtype="float32")
+    model = load_language_model("smollm2", dtype="float32")
     tokens = torch.randint(100, 40_000, (SEQUENCES, CONTEXT))
     lens = make_capture(model, [SITE], "transformer_lens")
     nnsight = make_capture(model, [SITE], "nnsight")
@@ -36,7 +36,7 @@ def measure() -> pd.DataFrame:
             SEQUENCES * CONTEXT,
             "tokens",
         )
-    half = load_model("smollm2", dtype="bfloat16")
+    half = load_language_model("smollm2", dtype="bfloat16")
 
     @torch.no_grad()
     def in_half() -> None:

@@ -9,7 +9,7 @@ import torch
 from probe.generation import GenerateConfig, generate, prompt_tokens
 from probe.interventions import Coordinate, Edit, Op, Where
 from probe.language import LanguageModel
-from probe.models import load_model
+from probe.models import load_language_model
 from probe.sites import parse_site
 from saes.activations import TopK
 from saes.constraints import initialise
@@ -25,7 +25,7 @@ NEW_TOKENS = 64
 
 def measure() -> pd.DataFrame:
     """Tokens a second of each way of generating, and prompts a second of the lookup."""
-    model = load_model("smollm2")
+    model = load_language_model("smollm2")
     sae = made_sae(model)
     prompt = prompt_tokens(model, PROMPT)
     config = GenerateConfig(max_new_tokens=NEW_TOKENS)
