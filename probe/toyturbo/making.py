@@ -19,6 +19,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from probe.diffusion import DiffusionModel
 from probe.runs import Run, atomic_path, write_json
 from probe.toyturbo.card import model_card
 from probe.toyturbo.evaluation import ceilings, fidelity, use_of_noise
@@ -45,6 +46,8 @@ from probe.toyturbo.vae_training import vae_loss
 
 KIND, SCHEMA = "toy-turbo", 1
 READER, CARD = "reader.safetensors", "card.json"
+PARTS = ("text", "vae", "reader", "layout", "shape", "texture", "joint")
+"""What is trained, in order; `ToyTurboConfig` has a fit for each."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -110,7 +113,7 @@ def make_toy_turbo(
             with atomic_path(run.path / "README.md") as temporary:
                 temporary.write_text(model_card(config.run_config(), card))
             shutil.rmtree(run.path / "work")
-            run.finish(summary=card, seeds={"seed": config.seed}, device=device)
+            run.finish(summary=card, inputs={}, seeds={"seed": config.seed}, device=device)
     return run
 
 
@@ -210,13 +213,12 @@ def load_reader(folder: Path) -> AttributeReader:
 def _judge(folder: Path, n: int) -> dict[str, Any]:
     """The card's numbers, from what was written."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    reader = load_reader(folder)
-    on_renders, through_vae = ceilings(pipeline, reader, n=n)
-    noise = use_of_noise(pipeline, reader, captions=max(2, n // 50), seeds=50)
+    model, reader = DiffusionModel(KIND, pipeline), load_reader(folder)
+    on_renders, through_vae = ceilings(model, reader, n=n)
+    noise = use_of_noise(model, reader, captions=max(2, n // 50), seeds=50)
     return {
         "reader": on_renders,
         "autoencoder": through_vae,
-        "steps": {str(k): fidelity(pipeline, reader, n=n, steps=k) for k in (1, 2, 4)},
+        "steps": {str(k): fidelity(model, reader, n=n, steps=k) for k in (1, 2, 4)},
         "noise": {name: asdict(found) for name, found in noise.items()},
     }

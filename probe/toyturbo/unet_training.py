@@ -31,7 +31,7 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from probe.toyturbo.briefs import LATENT_CHANNELS, LATENT_SIDE, describe, draw_briefs, settle
-from probe.toyturbo.fitting import FitConfig, seeded
+from probe.toyturbo.fitting import seeded
 from probe.toyturbo.parts import CARRYING, TIME_IDS, make_scheduler, other_blocks
 from probe.toyturbo.text_training import TextEncoders, tokenize
 from probe.toyturbo.vae_training import to_pixels
@@ -160,10 +160,10 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
     tokens = tokenize(teaching.tokenizer, describe(brief)).to(teaching.device)
     context, pooled = teaching.encoders(tokens)
     pixels = to_pixels(render(scenes, phase.detail)).to(teaching.device)
-    latents = teaching.vae.encode(pixels).latents
+    latents = teaching.vae.encoder(pixels)
     mask = functional.avg_pool2d(object_mask(scenes, phase.detail), 2)[:, None]
     timesteps, start = _timesteps(batch, phase.later, generator)
-    # A first step starts from noise alone, as the pipeline does: nothing of the scene shines through.
+    # A first step starts from noise alone, as the pipeline does: nothing of the scene is in it.
     level = sigma_of(timesteps).to(teaching.device)
     fresh = noise.to(teaching.device) * level
     noisy = torch.where(start.to(teaching.device), fresh, latents + fresh)
@@ -210,13 +210,3 @@ def bypassing(unet: UNet2DConditionModel, names: tuple[str, ...] | list[str]) ->
         for block in blocks:
             del block.forward
         unet.set_attn_processor(usual)
-
-
-def default_fits() -> dict[str, FitConfig]:
-    """How long each phase lasts, for two cores and an evening."""
-    return {
-        "layout": FitConfig(steps=6000, batch=16, lr=4e-4, ema=0.998),
-        "shape": FitConfig(steps=6000, batch=16, lr=4e-4, ema=0.998),
-        "texture": FitConfig(steps=5000, batch=16, lr=4e-4, ema=0.998),
-        "joint": FitConfig(steps=20000, batch=16, lr=3e-4, ema=0.999),
-    }
