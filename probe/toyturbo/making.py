@@ -87,6 +87,8 @@ class ToyTurboConfig:
     """Its last."""
     judged: int = 1000
     """Held-out captions that it is judged on."""
+    judged_seeds: int = 50
+    """Seeds for each of twenty captions that leave a factor open."""
 
     def run_config(self) -> dict[str, Any]:
         """The run folder's `config.json`."""
@@ -108,7 +110,7 @@ def make_toy_turbo(
             maker = _Maker(run.path / "work", config, torch.device(device), progress)
             pipeline, reader, parsed = maker.make()
             _keep(run.path, pipeline, reader)
-            card = _judge(run.path, config.judged) | {"parsing": parsed}
+            card = _judge(run.path, config) | {"parsing": parsed}
             write_json(run.path / CARD, card)
             with atomic_path(run.path / "README.md") as temporary:
                 temporary.write_text(model_card(config.run_config(), card))
@@ -210,12 +212,13 @@ def load_reader(folder: Path) -> AttributeReader:
     return reader.eval().requires_grad_(False)
 
 
-def _judge(folder: Path, n: int) -> dict[str, Any]:
+def _judge(folder: Path, config: ToyTurboConfig) -> dict[str, Any]:
     """The card's numbers, from what was written."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
     model, reader = DiffusionModel(KIND, pipeline), load_reader(folder)
+    n = config.judged
     on_renders, through_vae = ceilings(model, reader, n=n)
-    noise = use_of_noise(model, reader, captions=max(2, n // 50), seeds=50)
+    noise = use_of_noise(model, reader, captions=min(20, n), seeds=config.judged_seeds)
     return {
         "reader": on_renders,
         "autoencoder": through_vae,

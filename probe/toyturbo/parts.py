@@ -13,7 +13,7 @@ predicts the noise instead, of which a small network's errors would be multiplie
 """
 
 import itertools
-import json
+from collections import Counter
 
 import torch
 from diffusers import (
@@ -22,10 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -57,15 +54,8 @@ CARRYING = (
 
 def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer over bytes whose merges make every word of the world one token."""
-    words = sorted(
-        {word for values in FACTORS.values() for value in values for word in value.split()}
-    )
-    words += OTHER_WORDS.split()
-    trained = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = Whitespace()
-    trainer = BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator(words * 2, trainer)
-    merges = [tuple(pair) for pair in _merges(trained)]
+    words = {word for values in FACTORS.values() for value in values for word in value.split()}
+    merges = _merges(sorted(words | set(OTHER_WORDS.split())))
     alphabet = sorted(ByteLevel.alphabet())
     pieces = itertools.chain(
         alphabet, (f"{symbol}</w>" for symbol in alphabet), ("".join(pair) for pair in merges)
@@ -80,9 +70,30 @@ def make_tokenizer() -> CLIPTokenizer:
     )
 
 
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    found = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in found]
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte pairs to merge, the most frequent first, until every word is one piece.
+
+    The library's own trainer breaks ties at random, and other ids would mean other words to an
+    encoder that goes on from a checkpoint.
+    """
+    split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for pieces in split for pair in itertools.pairwise(pieces)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = [_merged(pieces, best) for pieces in split]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces with every occurrence of a pair made one."""
+    found: list[str] = []
+    for piece in pieces:
+        if found and (found[-1], piece) == pair:
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
 
 
 def make_text_encoders(
