@@ -1,0 +1,212 @@
+"""Training the U-Net to draw a caption's scene in one step, block by block.
+
+The target of a caption and a noise is the one scene that they mean together (`briefs.settle`), so
+drawing in one step is plain regression of that scene's latents: no teacher, no adversary. A quarter
+of the last phase's examples are later steps of a schedule of two to four, from a noisy version of
+the scene, so that more steps work too.
+
+Left to itself such a network does everything in the first block that reads the caption. Here the
+blocks are opened one after another, each on scenes with more detail, what lies before it held fast:
+
+    layout    down.2.1 and mid.0 read the caption; every thing is a plain disc
+    shape     up.0.0 opens; things have their shapes; everything before the up path is fixed
+    texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
+    joint     everything is trained together
+
+The seven other cross-attention blocks are the identity throughout. What each block does is
+therefore partly made by this order, and no evidence about SDXL-Turbo.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.nn import functional
+from transformers import CLIPTokenizer
+
+from probe.toyturbo.briefs import LATENT_CHANNELS, LATENT_SIDE, describe, draw_briefs, settle
+from probe.toyturbo.fitting import seeded
+from probe.toyturbo.parts import CARRYING, TIME_IDS, make_scheduler, other_blocks
+from probe.toyturbo.text_training import TextEncoders, tokenize
+from probe.toyturbo.vae_training import to_pixels
+from probe.toyturbo.world import FULL, Detail, object_mask, render
+
+FIRST_TIMESTEP = 999
+LATER_TIMESTEPS = (749, 666, 499, 332, 249)
+"""The timesteps that schedules of one to four steps pass through."""
+THING_WEIGHT = 5.0
+"""How much more an error counts where a thing is."""
+CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 0.3)
+"""What an error counts in each latent channel; the last one only sharpens edges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of the training."""
+
+    name: str
+    """For the checkpoint and the progress bar."""
+    closed: tuple[str, ...]
+    """Carrying blocks that are still the identity."""
+    fixed: tuple[str, ...]
+    """Names of the parameters (their beginnings) that are not trained."""
+    detail: Detail
+    """What the scenes show."""
+    later: float
+    """Share of the examples that are later steps."""
+    gaps: float
+    """Share of the captions that leave something open."""
+
+
+BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+PHASES = (
+    Phase(
+        name="layout",
+        closed=CARRYING[2:],
+        fixed=(),
+        detail=Detail(shapes=False, textures=False),
+        later=0.0,
+        gaps=0.5,
+    ),
+    Phase(
+        name="shape",
+        closed=CARRYING[3:],
+        fixed=BEFORE_UP,
+        detail=Detail(textures=False),
+        later=0.0,
+        gaps=0.3,
+    ),
+    Phase(
+        name="texture",
+        closed=(),
+        fixed=(*BEFORE_UP, CARRYING[2]),
+        detail=FULL,
+        later=0.0,
+        gaps=0.3,
+    ),
+    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.5),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A batch to learn from."""
+
+    noisy: Float[Tensor, "b 4 32 32"]
+    """What the U-Net is given."""
+    latents: Float[Tensor, "b 4 32 32"]
+    """The scenes' latents."""
+    timesteps: Int[Tensor, " b"]
+    """Where in the schedule."""
+    weight: Float[Tensor, "b 1 32 32"]
+    """How much an error counts."""
+    context: Float[Tensor, "b t c"]
+    """The captions, token by token."""
+    pooled: Float[Tensor, "b p"]
+    """The captions as one vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """What the U-Net's examples are made with."""
+
+    tokenizer: CLIPTokenizer
+    encoders: TextEncoders
+    vae: AutoencoderTiny
+    device: torch.device
+
+
+def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+    """The noise level of timesteps: sqrt((1 - a) / a), a the scheduler's cumulative product."""
+    product = make_scheduler().alphas_cumprod[timesteps.cpu()]
+    return ((1 - product) / product).sqrt().to(timesteps.device)[:, None, None, None]
+
+
+def predicted_latents(unet: UNet2DConditionModel, drawn: Drawn) -> Float[Tensor, "b 4 32 32"]:
+    """The scene that one step of the U-Net makes of a noisy one (v-prediction)."""
+    sigma = sigma_of(drawn.timesteps)
+    shrunk = drawn.noisy / (sigma.square() + 1).sqrt()
+    ids = torch.tensor(TIME_IDS, dtype=torch.float, device=sigma.device)
+    conditions = {"text_embeds": drawn.pooled, "time_ids": ids.expand(len(sigma), -1)}
+    v = unet(
+        shrunk, drawn.timesteps, drawn.context, added_cond_kwargs=conditions, return_dict=False
+    )[0].float()
+    return drawn.noisy / (sigma.square() + 1) - v * sigma / (sigma.square() + 1).sqrt()
+
+
+def unet_loss(
+    unet: UNet2DConditionModel, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
+) -> Tensor:
+    """Mean squared error of the predicted latents, with things weighted up."""
+    drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
+    with torch.autocast(teaching.device.type, torch.bfloat16):
+        error = predicted_latents(unet, drawn) - drawn.latents
+    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=error.device)[:, None, None]
+    return (weight * error.square()).sum() / weight.sum()
+
+
+@torch.no_grad()
+def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Generator) -> Drawn:
+    """Captions, noises, and the scenes that they mean."""
+    brief = draw_briefs(batch, generator, gaps=phase.gaps, empty=0.04)
+    noise = torch.randn(batch, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
+    scenes = settle(brief, noise)
+    tokens = tokenize(teaching.tokenizer, describe(brief)).to(teaching.device)
+    context, pooled = teaching.encoders(tokens)
+    pixels = to_pixels(render(scenes, phase.detail)).to(teaching.device)
+    latents = teaching.vae.encoder(pixels)
+    mask = functional.avg_pool2d(object_mask(scenes, phase.detail), 2)[:, None]
+    timesteps, start = _timesteps(batch, phase.later, generator)
+    # A first step starts from noise alone, as the pipeline does: nothing of the scene is in it.
+    level = sigma_of(timesteps).to(teaching.device)
+    fresh = noise.to(teaching.device) * level
+    noisy = torch.where(start.to(teaching.device), fresh, latents + fresh)
+    return Drawn(
+        noisy=noisy,
+        latents=latents,
+        timesteps=timesteps.to(teaching.device),
+        weight=(1 + THING_WEIGHT * mask).to(teaching.device),
+        context=context,
+        pooled=pooled,
+    )
+
+
+def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Timesteps, and which of them are first steps [b, 1, 1, 1]."""
+    chosen = torch.randint(len(LATER_TIMESTEPS), (batch,), generator=generator)
+    first = torch.rand(batch, generator=generator) >= later
+    timesteps = torch.where(first, FIRST_TIMESTEP, torch.tensor(LATER_TIMESTEPS)[chosen])
+    return timesteps, first[:, None, None, None]
+
+
+def prepare_phase(unet: UNet2DConditionModel, phase: Phase) -> None:
+    """Say which parameters are trained: not those fixed, nor those of blocks that are closed."""
+    still = (*phase.fixed, *phase.closed, *other_blocks(unet))
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(not name.startswith(still))
+
+
+@contextlib.contextmanager
+def bypassing(unet: UNet2DConditionModel, names: tuple[str, ...] | list[str]) -> Iterator[None]:
+    """Leave blocks out that are the identity anyway, and use attention that is quick to train."""
+
+    def through(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+        return (hidden_states,)
+
+    usual = dict(unet.attn_processors)
+    unet.set_attn_processor(AttnProcessor())
+    blocks = [unet.get_submodule(name) for name in names]
+    for block in blocks:
+        block.forward = through
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+        unet.set_attn_processor(usual)
