@@ -80,8 +80,14 @@ def write_pictures(path: Path, pictures: list[Picture]) -> None:
     """Write a shard's images, whole or not at all."""
     table = pyarrow.Table.from_pylist([asdict(picture) for picture in pictures], schema=SCHEMA)
     with atomic_path(path) as temporary:
-        # The images are compressed already.
-        pyarrow.parquet.write_table(table, temporary, compression="none")
+        # The images are compressed already, and a column's statistics would repeat two of them.
+        pyarrow.parquet.write_table(
+            table,
+            temporary,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["image", "doc"],  # type: ignore[arg-type]
+        )
 
 
 def read_picture(folder: Path, image: int) -> Picture:

@@ -48,6 +48,7 @@ from probe.store_sources import Source, documents_table, open_source
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
+PICTURE_HEADER_BYTES = 2048
 ROW_BYTES = 4 + 4 + 2 + 4
 IMAGE_ROW_BYTES = 4 + 2 + 2 + 2 + 1
 
@@ -121,18 +122,19 @@ def estimate_store(
     shards = -(-sequences // shard_sequences)
     width = sum(widths[site] for site in config.sites)
     row_bytes = width * DTYPES[config.dtype].itemsize + ROW_BYTES
-    pictures = 0
+    headers, pictures = HEADER_BYTES, 0
     if isinstance(config, ImageStoreConfig):
         row_bytes += IMAGE_ROW_BYTES
         pictures = config.images if config.keep_images is None else config.keep_images
+        headers += PICTURE_HEADER_BYTES if pictures else 0
     sums = len(config.sites) * HEADER_BYTES + 16 * width
     per_sequence = kept * row_bytes + 8 * config.context
-    disk = sequences * per_sequence + shards * (HEADER_BYTES + sums) + 2 * sums
+    disk = sequences * per_sequence + shards * (headers + sums) + 2 * sums
     return StoreEstimate(
         sequences=sequences,
         rows=sequences * kept,
         shards=shards,
-        disk_bytes=disk + min(pictures, config.n_sequences) * picture_bytes,
+        disk_bytes=disk + min(pictures, sequences) * picture_bytes,
         memory_bytes=min(sequences, shard_sequences) * per_sequence,
     )
 
