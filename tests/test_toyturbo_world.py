@@ -135,38 +135,34 @@ def test_every_word_is_one_token_and_captions_fit():
         assert str(tokenizer.decode(ids, skip_special_tokens=True)).split() == caption.split()
 
 
-def noise_of(cell: int, contrasts: dict[tuple[str, int], float]) -> torch.Tensor:
-    """Noise that is zero but for a cell's contrasts, drawn quarter by quarter."""
-    signs = {
-        "mean": (1, 1, 1, 1),
-        "across": (1, -1, 1, -1),
-        "down": (1, 1, -1, -1),
-        "cheq": (1, -1, -1, 1),
-    }
-    noise, half = torch.zeros(1, 4, LATENT_SIDE, LATENT_SIDE), LATENT_SIDE // 4
-    top, left = (cell // 2) * 2 * half, (cell % 2) * 2 * half
-    for (kind, channel), value in contrasts.items():
-        for quarter, sign in enumerate(signs[kind]):
-            y, x = top + quarter // 2 * half, left + quarter % 2 * half
-            noise[0, channel, y : y + half, x : x + half] += sign * value
+UPPER, LOWER, MIDDLE = "upper", "lower", "middle"
+
+
+def noise_of(cell: int, scores: dict[tuple[str, int], float]) -> torch.Tensor:
+    """Noise that is zero but for some patches of a cell, each of one height."""
+    noise, (row, column) = torch.zeros(1, 4, LATENT_SIDE, LATENT_SIDE), divmod(cell, 2)
+    inner = {UPPER: (1, 1), LOWER: (2, 2), MIDDLE: (0 if row else 3, 0 if column else 3)}
+    for (patch, channel), score in scores.items():
+        y, x = 16 * row + 4 * inner[patch][0], 16 * column + 4 * inner[patch][1]
+        noise[0, channel, y : y + 4, x : x + 4] = score
     return noise
 
 
 def test_noise_fills_the_gaps_by_the_written_rule():
-    contrasts = {
-        ("mean", 0): 1, ("mean", 1): 1, ("mean", 2): -1,  # 4 + 2 + 0: purple
-        ("mean", 3): 1,  # large
-        ("across", 0): 1, ("across", 1): -1,  # 2 + 0: triangle
-        ("across", 2): -1, ("across", 3): -0.1,  # just past half the circle: the second third
-        ("cheq", 0): 2,  # this cell
-        ("down", 0): -1, ("down", 1): 1,  # 0 + 1: brown
-        ("down", 2): 1, ("down", 3): 1,  # 2 + 1: below
+    bottom_left = {
+        (UPPER, 0): 1, (UPPER, 1): 1, (UPPER, 2): -1,  # 4 + 2 + 0: purple
+        (UPPER, 3): 1,  # large
+        (LOWER, 0): 1, (LOWER, 1): -1,  # 2 + 0: triangle
+        (LOWER, 2): -1, (LOWER, 3): -0.1,  # just past half the circle: the second third
+        (MIDDLE, 3): 2,  # this cell
     }  # fmt: skip
+    top_left = {(MIDDLE, 0): -1, (MIDDLE, 1): 1}  # 0 + 1: brown
+    bottom_right = {(MIDDLE, 0): 1, (MIDDLE, 1): 1}  # 2 + 1: below
+    noise = noise_of(2, bottom_left) + noise_of(0, top_left) + noise_of(3, bottom_right)
     open_ = brief(1, [UNSAID] * 5, None, [UNSAID, UNSAID])
-    scene = settle(open_, noise_of(2, contrasts))
-    assert scene.things[0].tolist() == [[ABSENT] * 4] * 2 + [
-        [TRIANGLE, PURPLE, LARGE, STRIPED], [ABSENT] * 4
-    ]  # fmt: skip
+    scene = settle(open_, noise)
+    thing = [TRIANGLE, PURPLE, LARGE, STRIPED]
+    assert scene.things[0].tolist() == [[ABSENT] * 4, [ABSENT] * 4, thing, [ABSENT] * 4]
     assert scene.surround.tolist() == [[1, BELOW]]
 
 
@@ -184,7 +180,7 @@ def test_what_is_said_is_drawn_whatever_the_noise():
 def test_a_thing_without_a_place_keeps_off_the_other():
     open_ = brief(2, [UNSAID, DISC, RED, SMALL, PLAIN], [2, CROSS, BLUE, LARGE, PLAIN], [0, 0])
     # The noise would rather have the cell that is taken.
-    scene = settle(open_, noise_of(2, {("cheq", 0): 9}) + noise_of(1, {("cheq", 0): 1}))
+    scene = settle(open_, noise_of(2, {(MIDDLE, 3): 9}) + noise_of(1, {(MIDDLE, 3): 1}))
     assert scene.factor("shape").tolist() == [[ABSENT, DISC, CROSS, ABSENT]]
 
 

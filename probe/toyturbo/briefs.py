@@ -5,18 +5,19 @@ A `Brief` is a scene with gaps. `describe` writes it as a caption:
     a large red striped disc at the top left and a small thing on a navy background lit from above
 
 `settle` fills the gaps from the noise that the image will be drawn from, so that a caption and a
-noise together mean exactly one scene. The noise [4, 32, 32] has a cell of 16 x 16 for every cell of
-the scene; its mean, left-right, top-bottom and chequered contrasts in each channel are independent
-standard normal numbers, and their signs choose:
+noise together mean exactly one scene. The noise [4, 32, 32] is seen as 8 x 8 patches of 4 x 4, the
+resolution of the U-Net's deepest level; the mean of a patch in a channel, times 4, is a standard
+normal number. A cell of the scene has 4 x 4 patches. Of its upper left patch but one (row 1, column
+1), its lower right but one (2, 2), and its patch at the middle of the image:
 
-    colour      three signs: the means of channels 0, 1 and 2      (of the thing's own cell)
-    size        the sign of the mean of channel 3
-    shape       two signs: the left-right contrasts of channels 0 and 1
-    texture     a third of the circle: the left-right contrasts of channels 2 and 3 as an angle
-    position    the free cell of the largest chequered contrast of channel 0
-    background  two signs: the top-bottom contrasts of channels 0 and 1, summed over the cells
-    light       two signs: those of channels 2 and 3
-    how many    (an empty caption) the sign of the chequered contrasts of channel 1, summed
+    colour      three signs: channels 0, 1 and 2 of the upper left patch
+    size        a sign: its channel 3
+    shape       two signs: channels 0 and 1 of the lower right patch
+    texture     a third of the circle: its channels 2 and 3 as an angle
+    position    the free cell whose patch at the middle is largest in channel 3
+    background  two signs: channels 0 and 1 of the top left cell's patch at the middle
+    light       two signs: those of the bottom right cell's
+    how many    (an empty caption) the sign of channel 0 of the top right cell's
 
 Every value is then equally likely and independent of the others. It is a rule that a network can
 learn by plain regression, where a free choice would leave it with the average.
@@ -29,12 +30,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from probe.toyturbo.world import ABSENT, CELLS, FACTORS, SCENE_FACTORS, THING_FACTORS, Scenes
 
 UNSAID = -1
 BRIEF_FACTORS = ("position", *THING_FACTORS)
-LATENT_SIDE, LATENT_CHANNELS = 32, 4
+LATENT_SIDE, LATENT_CHANNELS, PATCH = 32, 4, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,17 +143,17 @@ def captions(seed: int) -> Iterator[str]:
 
 def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
     """The scenes that captions and noise mean together; see the module's rule."""
-    mean, across, down, chequered = _contrasts(noise)
-    count = torch.where(brief.count == UNSAID, 1 + _bit(chequered[:, :, 1].sum(1)), brief.count)
-    cells = _free_cells(brief.things[:, :, 0], count, chequered[:, :, 0])
+    upper, lower, middle = _patches(noise)
+    count = torch.where(brief.count == UNSAID, 1 + _bit(middle[:, 1, 0]), brief.count)
+    cells = _free_cells(brief.things[:, :, 0], count, middle[..., 3])
     rows = torch.arange(len(brief))
     things = torch.full((len(brief), CELLS, len(THING_FACTORS)), ABSENT)
     choices = torch.stack(
         [
-            2 * _bit(across[..., 0]) + _bit(across[..., 1]),
-            4 * _bit(mean[..., 0]) + 2 * _bit(mean[..., 1]) + _bit(mean[..., 2]),
-            _bit(mean[..., 3]),
-            _third(across[..., 2], across[..., 3]),
+            2 * _bit(lower[..., 0]) + _bit(lower[..., 1]),
+            4 * _bit(upper[..., 0]) + 2 * _bit(upper[..., 1]) + _bit(upper[..., 2]),
+            _bit(upper[..., 3]),
+            _third(lower[..., 2], lower[..., 3]),
         ],
         dim=2,
     )
@@ -160,20 +162,20 @@ def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
         values = torch.where(said == UNSAID, choices[rows, cells[:, i]], said)
         there = count > i
         things[rows[there], cells[there, i]] = values[there]
-    low = down.sum(1)
-    chosen = torch.stack(
-        [2 * _bit(low[:, 0]) + _bit(low[:, 1]), 2 * _bit(low[:, 2]) + _bit(low[:, 3])], dim=1
-    )
+    chosen = 2 * _bit(middle[:, ::3, 0]) + _bit(middle[:, ::3, 1])
     surround = torch.where(brief.surround == UNSAID, chosen, brief.surround)
     return Scenes(things=things, surround=surround)
 
 
-def _contrasts(noise: Tensor) -> list[Float[Tensor, "b 4 4"]]:
-    """Mean, left-right, top-bottom and chequered contrast of each cell and channel."""
-    quarters = torch.nn.functional.avg_pool2d(noise.float(), LATENT_SIDE // 4) * (LATENT_SIDE // 4)
-    cells = quarters.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 1, 3, 5)
-    (a, b), (c, d) = (row.unbind(-1) for row in cells.flatten(1, 2).unbind(-2))
-    return [(a + b + c + d) / 2, (a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2]
+def _patches(noise: Tensor) -> list[Float[Tensor, "b 4 4"]]:
+    """Channels of each cell's upper left, lower right and middle patch, standard normal."""
+    patches = functional.avg_pool2d(noise.float(), PATCH) * PATCH
+    # Cells by row and column, and for each the place of its three patches.
+    places = [((1, 5), (1, 5)), ((2, 6), (2, 6)), ((3, 4), (3, 4))]
+    return [
+        torch.stack([patches[:, :, y, x] for y in rows for x in columns], dim=1)
+        for rows, columns in places
+    ]
 
 
 def _bit(score: Tensor) -> Tensor:
