@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.adapters import ForwardStopped, HookSide, Model, hidden_input
+from probe.errors import UserError
 from probe.sites import Site
 
 
@@ -56,11 +57,24 @@ def capturing(
         yield seen
 
 
+def site_widths(model: Model, sites: Sequence[Site]) -> dict[str, int]:
+    """The sizes of the sites' last axes by the sites' names, found by trying the model out.
+
+    Raises `UserError` where the model does not come by a site.
+    """
+    with torch.inference_mode(), capturing(model, sites) as seen:
+        model.try_out()
+    missing = [str(site) for site in sites if site not in seen]
+    if missing:
+        raise UserError(
+            f"site {missing[0]} is not passed when {model.spec} runs; choose another site."
+        )
+    return {str(site): seen[site].shape[-1] for site in sites}
+
+
 def site_width(model: Model, site: Site) -> int:
     """The size of the site's last axis, found by trying the model out."""
-    with torch.inference_mode(), capturing(model, [site]) as seen:
-        model.try_out()
-    return seen[site].shape[-1]
+    return site_widths(model, [site])[str(site)]
 
 
 @contextlib.contextmanager

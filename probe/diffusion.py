@@ -22,7 +22,15 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from probe.adapters import ForwardStopped, HookSide, floats_of, module_at, with_floats
+from probe.adapters import (
+    ForwardStopped,
+    HookSide,
+    Moment,
+    floats_of,
+    hidden_input,
+    module_at,
+    with_floats,
+)
 from probe.errors import UserError
 from probe.sites import Site, named_sites
 
@@ -204,10 +212,13 @@ class DiffusionModel:
         return self.unet.get_submodule(block_path(site))
 
     def grid(self, site: Site, config: DrawConfig | None = None) -> tuple[int, int]:
-        """Height and width of a block's feature map for images of the config's size.
+        """Height and width of a site's feature map for images of the config's size.
 
-        Raises `UserError` for a site that is no block of the model.
+        A block's is known without running; that of another module is looked for. Raises `UserError`
+        for a site that is not in the model or sees no feature map.
         """
+        if site.kind == "module":
+            return self._grid_of_module(site, config)
         self.block(site)
         assert site.path is not None
         end, *numbers = site.path.split(".")
@@ -216,6 +227,30 @@ class DiffusionModel:
         height, width = self.image_size(config or DrawConfig())
         scale = self.pipeline.vae_scale_factor
         return -(-(height // scale) // 2**halvings), -(-(width // scale) // 2**halvings)
+
+    def _grid_of_module(self, site: Site, config: DrawConfig | None) -> tuple[int, int]:
+        module, side = self.hook_point(site)
+        for block in self.sites():
+            if f"{site.path}.".startswith(f"unet.{block_path(block)}."):
+                return self.grid(block, config)
+        shapes: list[tuple[int, ...]] = []
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            raw = hidden_input(args, kwargs) if side == "input" else out
+            shapes.append(tuple(floats_of(site, raw).shape))
+            raise ForwardStopped
+
+        handle = module.register_forward_hook(look, with_kwargs=True)
+        try:
+            self.run([""], [0], config)
+        finally:
+            handle.remove()
+        if not shapes or len(shapes[0]) != 4:
+            raise UserError(
+                f"site {site} gives {list(shapes[0]) if shapes else 'nothing'} where a feature map "
+                "[images, channels, height, width] was wanted; choose a module of the U-Net."
+            )
+        return shapes[0][2], shapes[0][3]
 
     def read(self, site: Site, raw: Any) -> Float[Tensor, "*lead d"]:
         """The site's tensor out of what its module took or gave; a feature map as `[b, t, d]`.
@@ -248,6 +283,10 @@ class DiffusionModel:
     def conditional_rows(self) -> slice:
         """The rows of a pass that read the prompts; the others read nothing."""
         return self.rows("conditional")
+
+    def moment(self, arguments: dict[str, Any]) -> Moment:
+        """The step that the U-Net is at, and how many of its rows are unconditional."""
+        return Moment(step=self.step, n_unconditional=self.conditional_rows.start or 0)
 
     def rows(self, which: Rows) -> slice:
         """The rows of a pass that read the prompts, that read nothing, or all.
