@@ -205,7 +205,6 @@ class Where:
         after = [first <= step and (end is None or step < end) for step in steps]
         return torch.cat([inside, torch.tensor(after, dtype=torch.bool)])
 
-
     def weights(self, moment: Moment, n: int) -> Float[Tensor, " n"]:
         """The same as weights: 1 for a token that is edited."""
         return self.chosen(moment.offset, n).float()
