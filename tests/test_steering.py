@@ -124,7 +124,10 @@ def test_every_part_is_written_and_read_back(browsed, tmp_path):
         ({"positions": {"range": [3]}}, "must be [first, end]"),
         ({"positions": {"mask": []}}, "must be a list of true and false"),
         ({"positions": {"mask": [1, 0]}}, "must be a list of true and false"),
-        ({"positions": {"mask": [[True], [True, False]]}}, "rows of one length of weights from 0 to 1"),
+        (
+            {"positions": {"mask": [[True], [True, False]]}},
+            "rows of one length of weights from 0 to 1",
+        ),
         ({"steps": [-1, 2]}, "counted from 0"),
         ({"op": "patch", "strength": "absent"}, "op patch needs a source prompt"),
         ({"source": "x"}, "op add takes no source"),
