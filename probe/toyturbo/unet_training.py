@@ -5,9 +5,9 @@ drawing in one step is plain regression of that scene's latents: no teacher, no 
 of the last phase's examples are later steps of a schedule of two to four, from a noisy version of
 the scene, so that more steps work too.
 
-Left to itself such a network takes noise for a nuisance, and does everything in the first block that
-reads the caption. Here it first learns to see what the noise says, and then its blocks are opened
-one after another, each on scenes with more detail, what lies before it held fast:
+Left to itself such a network takes noise for a nuisance, and does everything in the first block
+that reads the caption. Here it first learns to see what the noise says, and then its blocks are
+opened one after another, each on scenes with more detail, what lies before it held fast:
 
     noise     nothing is drawn: a temporary head asks the middle's output, at every place, for the
               scores of the noise that settle what captions leave open (`briefs.scores`)
@@ -16,8 +16,9 @@ one after another, each on scenes with more detail, what lies before it held fas
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
     joint     everything is trained together
 
-While the middle is trained the head goes on asking. The seven other cross-attention blocks are the identity throughout. What each block does is
-therefore partly made by this order, and no evidence about SDXL-Turbo.
+While the middle is trained the head goes on asking. The seven other cross-attention blocks are the
+identity throughout. What each block does is therefore partly made by this order, and no evidence
+about SDXL-Turbo.
 """
 
 import contextlib
