@@ -31,7 +31,7 @@ COMMANDS = {
     "dashboard": "browse everything in the browser, at http://127.0.0.1:8501",
     "runs": "list what there is",
     "doctor": "check the installation, the machine and every file that was written",
-    "make": "make what ships with the project: the built-in corpus",
+    "make": "make what ships with the project: the built-in corpus, toy-turbo",
 }
 
 USAGE = """usage: lorgnette COMMAND [OPTIONS]

@@ -93,7 +93,7 @@ def sae_metadata_of(config: dict[str, Any], corpus: str, context: int) -> dict[s
         "context_size": context,
         "prepend_bos": False,
         "dataset_path": corpus,
-        "exclude_special_tokens": True,
+        "exclude_special_tokens": site.kind != "block",
         "site": str(site),
         "random_weights": described["random_weights"],
     }

@@ -63,6 +63,13 @@ class TokenBatch:
     first_sequence: int
     """Number of the first row in the packed corpus."""
 
+    def named(self, sequence: int, position: int) -> str:
+        """A place in words, for messages."""
+        return (
+            f"document {int(self.doc[sequence, position])}, position {position} of sequence "
+            f"{self.first_sequence + sequence} (token {int(self.tokens[sequence, position])})"
+        )
+
 
 def token_batches(
     source: str,

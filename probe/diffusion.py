@@ -161,15 +161,21 @@ class DiffusionModel:
 
     def truncated(self, prompts: Sequence[str]) -> Bool[Tensor, " b"]:
         """Which prompts are longer than the tokenizers read: their ends say nothing."""
-        tokenizers = {
-            id(one): one for one in (self.pipeline.tokenizer, self.pipeline.tokenizer_2) if one
-        }
         longer = torch.zeros(len(prompts), dtype=torch.bool)
-        for tokenizer in tokenizers.values():
+        for tokenizer in self._tokenizers():
             # Some versions warn of every long text; how many there are is the caller's to say.
             ids = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
             longer |= torch.tensor([len(row) > tokenizer.model_max_length for row in ids])
         return longer
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt that are read, start and end included: CLIP's 77."""
+        return min(one.model_max_length for one in self._tokenizers())
+
+    def _tokenizers(self) -> list[Any]:
+        both = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        return [tokenizer for tokenizer in both if tokenizer is not None]
 
     # ---------------------------------------------------------------------------- sites
 
@@ -365,6 +371,10 @@ class DiffusionModel:
                 f"one seed for each prompt was wanted, and at least one prompt; got "
                 f"{len(prompts)} prompts and {len(seeds)} seeds."
             )
+        self.check_steps(config)
+
+    def check_steps(self, config: DrawConfig) -> None:
+        """Raise `UserError` where there are more steps than the model's schedule has."""
         if config.steps > self.n_train_steps:
             raise UserError(
                 f"{config.steps} steps were asked for and the schedule of {self.spec} has "

@@ -30,12 +30,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.capture import site_width
-from probe.corpora import TokenBatch
+from probe.capture import site_widths
+from probe.diffusion import DiffusionModel
 from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.ranks import ALONE, Ranks
-from probe.rows import capture_rows, norm_limits, row_norms
+from probe.rows import Batch, capture_rows, norm_limits, row_norms
 from probe.sites import Site
 from probe.store import ActivationStore
 
@@ -228,9 +228,9 @@ class StreamSource:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | DiffusionModel,
         sites: Site | Sequence[Site],
-        read_tokens: Callable[[], Iterable[TokenBatch]],
+        read_tokens: Callable[[], Iterable[Batch]],
         batch_size: int,
         seed: int = 0,
         buffer_rows: int = BUFFER_ROWS,
@@ -243,7 +243,8 @@ class StreamSource:
             model: the model.
             sites: where to read it.
             read_tokens: gives the corpus's token batches from its start, the same ones each time
-                (`functools.partial(token_batches, corpus, model, ...)`).
+                (`functools.partial(token_batches, corpus, model, ...)`), or an image model's
+                passes (`functools.partial(pass_batches, config)`).
             batch_size: rows in a batch.
             seed: decides the order within a buffer.
             buffer_rows: rows mixed at a time; rounded to whole batches, at least one.
@@ -256,7 +257,7 @@ class StreamSource:
         self.seed = seed
         self._read_tokens = read_tokens
         self._size = _buffer_batches(batch_size, buffer_rows) * batch_size
-        self._widths = [site_width(model, site) for site in self.sites]
+        self._widths = list(site_widths(model, self.sites).values())
         self._d = sum(self._widths)
         self._max_norm = max_norm
         self._ranks = ranks
@@ -334,12 +335,12 @@ class StreamSource:
                     yield buffer
                     filled = 0
 
-    def _capture(self, batch: TokenBatch) -> Float[Tensor, "n d"]:
+    def _capture(self, batch: Batch) -> Float[Tensor, "n d"]:
         rows = capture_rows(self.model, batch, self.sites, torch.float32)
         usual = [repeat_usual(rows[site].cpu(), self._limits[site]) for site in self.sites]
         return torch.cat(usual, dim=1)
 
-    def _captured(self, waiting: list[tuple[TokenBatch, int]]) -> Iterator[Float[Tensor, "n d"]]:
+    def _captured(self, waiting: list[tuple[Batch, int]]) -> Iterator[Float[Tensor, "n d"]]:
         """The rows of at most as many token batches as there are ranks, less the skipped ones."""
         if not waiting:
             return
@@ -352,7 +353,7 @@ class StreamSource:
         """The endless rows in the corpus's order, without the first `skip`, a batch at a time."""
         while True:
             n_rows = 0
-            waiting: list[tuple[TokenBatch, int]] = []
+            waiting: list[tuple[Batch, int]] = []
             for batch in self._read_tokens():
                 kept = int(batch.keep.sum())
                 n_rows += kept

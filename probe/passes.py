@@ -77,3 +77,20 @@ def read_passes(
                 "step was wanted; choose a module of the U-Net."
             )
     return Passes(values={site: torch.stack(v) for site, v in seen.items()}, drawn=drawn)
+
+
+def common_grid(
+    model: DiffusionModel, sites: Sequence[Site], config: DrawConfig
+) -> tuple[int, int]:
+    """Height and width of the feature map that the sites share.
+
+    Raises `UserError` where they do not share one, or a site is not in the model or has none.
+    """
+    grids = {site: model.grid(site, config) for site in sites}
+    first = next(iter(grids.values()))
+    if any(grid != first for grid in grids.values()):
+        named = ", ".join(f"{site} {h} x {w}" for site, (h, w) in grids.items())
+        raise UserError(
+            f"the sites see different places: {named}; capture those of one grid at a time."
+        )
+    return first

@@ -3,7 +3,7 @@
     sdxl-turbo      stabilityai/sdxl-turbo
     sdxl-base       stabilityai/stable-diffusion-xl-base-1.0
     toy-turbo       the project's own small model of the same architecture, which draws a world of
-                    known factors; `artifacts/models/toy-turbo`
+                    known factors (`probe.toyturbo`); in `artifacts/models`
     a folder        in diffusers' format: a model_index.json of a StableDiffusionXLPipeline
     org/name        any such pipeline of the Hugging Face hub; local copies first
 
@@ -60,18 +60,23 @@ def pipeline_folder(spec: str) -> str:
     Raises `UserError` where it is not an SDXL pipeline, or toy-turbo has not been made.
     """
     if spec == TOY_TURBO:
-        folder = MODELS_ROOT / TOY_TURBO
-        if not (folder / INDEX).is_file():
-            raise UserError(
-                f"{TOY_TURBO} is not in {folder}; make it with `lorgnette make {spec}`."
-            )
-        return str(folder)
+        return str(toy_turbo_folder())
     if Path(spec).is_dir():
         found = read_json(Path(spec) / INDEX)
         name = found.get("_class_name") if isinstance(found, dict) else None
         if name != CLASS:
             raise UserError(f"{spec} is a pipeline of class {name} where {CLASS} was wanted.")
     return HUB_IDS.get(spec, spec)
+
+
+def toy_turbo_folder() -> Path:
+    """Where toy-turbo is. Raises `UserError` where it has not been made."""
+    made = [path.parent for path in sorted(MODELS_ROOT.glob(f"{TOY_TURBO}-*/manifest.json"))]
+    if not made:
+        raise UserError(
+            f"{TOY_TURBO} is not in {MODELS_ROOT}; make it with `lorgnette make {TOY_TURBO}`."
+        )
+    return made[-1]
 
 
 def load_pipeline(

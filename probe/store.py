@@ -1,109 +1,39 @@
 """Activations on disk, read memory-mapped.
 
-    config.json                         `StoreConfig`
+    config.json                         `StoreConfig` or, of images, `ImageStoreConfig`
     <site>/acts-00000.safetensors       values [n, d]; sum [d], sum_squares [d], norm_sum, count
     rows-00000.safetensors              doc, sequence, position, token [n];
-                                        tokens, sequence_doc [s, t]; first_sequence
+                                        tokens, sequence_doc [s, t]; first_sequence;
+                                        of images also image, step, y, x [n] and, where both rows of
+                                        guidance are kept, conditional [n]
     statistics.safetensors              <site>/mean, <site>/sd [d]; <site>/mean_norm, <site>/count
-    documents.parquet                   doc, id
+    documents.parquet                   doc, id; of images also text, the prompt
+    images-00000.parquet                of images that are kept: `probe.pictures`
     manifest.json
 
-A row is one kept token of one sequence (`probe.rows` says which are kept). The rows of a sequence
-lie together, in order, in one shard. `probe.store_writing` writes what is read here.
+A row is one kept token of one sequence (`probe.rows` says which are kept). Of images, a sequence is
+one pass of the U-Net over one image and a token is one place of the feature map; the document is
+the prompt. The rows of a sequence lie together, in order, in one shard. `probe.store_writing`
+writes what is read here.
 """
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe.errors import Failure, UserError
 from probe.runs import Run
-from probe.sites import Site, parse_site
+from probe.sites import Site
+from probe.store_config import DTYPES, AnyStoreConfig, StoreConfig, read_store_config
 
-KIND, SCHEMA = "activations", 1
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-DROP = {"position_0": True, "special_tokens": True}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreConfig:
-    """What to capture and how to keep it; with the weights it decides every byte of the store."""
-
-    model: dict[str, Any]
-    """The model: `spec`, `random_weights` (seed or None) and `dtype`."""
-    corpus: str
-    """The text it reads, by the names of `probe.corpora`."""
-    sites: tuple[str, ...]
-    """Names of the sites to keep, all captured in one pass."""
-    tokens: int = 1_000_000
-    """Tokens to read, before any are dropped, rounded up to whole sequences; fewer where the corpus
-    ends first."""
-    context: int = 128
-    """Length of a sequence, in tokens."""
-    batch_sequences: int = 16
-    """Sequences in one forward pass."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of the values on disk."""
-    max_norm: float = 10.0
-    """Rows of a norm above so many times the site's median norm (over the first batch) are left
-    out, at all sites, as attention sinks; 0 keeps every row."""
-    shard_batches: int = 32
-    """Batches in one shard: held in memory, and the most that a killed capture does again."""
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "context", "batch_sequences", "shard_batches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.max_norm >= 0:
-            raise UserError(f"max_norm must be at least 0, got {self.max_norm}; 0 keeps every row.")
-        if self.context > 2**15:
-            raise UserError(f"context must be at most {2**15} tokens, got {self.context}.")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        if not self.sites or len(set(self.sites)) < len(self.sites):
-            raise UserError(f"sites must be one or more, each once; got {list(self.sites)}.")
-
-    def run_config(self) -> dict[str, Any]:
-        """The run folder's `config.json`, every default spelled out."""
-        fixed = {"kind": KIND, "schema": SCHEMA, "drop": DROP}
-        return fixed | asdict(self) | {"sites": list(self.sites), "site_folders": self.folders()}
-
-    @staticmethod
-    def from_run_config(config: Mapping[str, Any]) -> "StoreConfig":
-        """Read back what `run_config` gave. Raises `UserError` for another kind, schema or key."""
-        if config.get("kind") != KIND:
-            raise UserError(
-                f"a store of activations was wanted and this is a run of kind "
-                f"{config.get('kind')!r}; give a folder that `lorgnette capture` wrote."
-            )
-        names = {field.name for field in fields(StoreConfig)}
-        wanted = names | {"kind", "schema", "drop", "site_folders"}
-        if config.get("schema") != SCHEMA or set(config) != wanted or config["drop"] != DROP:
-            raise UserError(
-                f"the store's config.json (schema {config.get('schema')!r}) is not one that this "
-                f"version reads (schema {SCHEMA}); capture again, or use the version that wrote it."
-            )
-        values: dict[str, Any] = {name: config[name] for name in names}
-        values["sites"] = tuple(config["sites"])
-        return StoreConfig(**values)
-
-    def folders(self) -> dict[str, str]:
-        """Each site's folder name; two names that would fall together are numbered apart."""
-        folders: dict[str, str] = {}
-        for name in self.sites:
-            base = parse_site(name).folder
-            taken = {folder.lower() for folder in folders.values()}
-            candidates = itertools.chain([base], (f"{base}-{i}" for i in itertools.count(2)))
-            folders[name] = next(folder for folder in candidates if folder.lower() not in taken)
-        return folders
+__all__ = ["ActivationStore", "Shard", "SiteStatistics", "StoreConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +48,22 @@ class SiteStatistics:
     """Mean Euclidean norm of a row."""
     count: int
     """Number of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRows:
+    """Where in images the rows of a shard are."""
+
+    image: Int[Tensor, " n"]
+    """Number of the image, counted over the whole store."""
+    step: Int[Tensor, " n"]
+    """Denoising step, counted from 0."""
+    y: Int[Tensor, " n"]
+    """Row of the feature map, from the top."""
+    x: Int[Tensor, " n"]
+    """Column of the feature map, from the left."""
+    conditional: Bool[Tensor, " n"]
+    """Whether the pass read the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +88,8 @@ class Shard:
     """Number of the shard's first sequence."""
     first_row: int
     """Number of the shard's first row, counted over the whole store."""
+    in_images: ImageRows | None = None
+    """Of images, where in them the rows are; None of text."""
 
 
 class ActivationStore:
@@ -149,7 +97,7 @@ class ActivationStore:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.config = StoreConfig.from_run_config(run.config)
+        self.config: AnyStoreConfig = read_store_config(run.config)
         self.sites: list[str] = list(self.config.sites)
         self.dtype: torch.dtype = DTYPES[self.config.dtype]
         summary = run.manifest["summary"]
@@ -169,7 +117,7 @@ class ActivationStore:
         a file is missing or truncated; `probe.runs.verify` compares checksums too.
         """
         run = Run.open(path)
-        StoreConfig.from_run_config(run.config)
+        read_store_config(run.config)
         for name, recorded in run.manifest["files"].items():
             file = run.path / name
             if not file.is_file() or file.stat().st_size != recorded["bytes"]:
@@ -204,8 +152,20 @@ class ActivationStore:
             values=self.values(number, site),
             first_sequence=int(rows.get_tensor("first_sequence")),
             first_row=self.first_rows[number],
+            in_images=self._image_rows(rows),
             **{name: rows.get_tensor(name) for name in names},
         )
+
+    def _image_rows(self, rows: Any) -> ImageRows | None:
+        if isinstance(self.config, StoreConfig):
+            return None
+        columns = {name: rows.get_tensor(name) for name in ("image", "step", "y", "x")}
+        if self.config.rows == "both":
+            conditional = rows.get_tensor("conditional")
+        else:
+            read = self.config.rows == "conditional"
+            conditional = torch.full(columns["image"].shape, read, dtype=torch.bool)
+        return ImageRows(**columns, conditional=conditional)
 
     def statistics(self, site: Site | str) -> SiteStatistics:
         """Mean, sd and mean norm of a site's rows. Raises `UserError` for a missing site."""
@@ -222,6 +182,12 @@ class ActivationStore:
         """Ids of the documents, by document number."""
         return pyarrow.parquet.read_table(self.run.path / "documents.parquet")["id"].to_pylist()
 
+    def prompts(self) -> list[str]:
+        """The prompts of a store of images, by document number. Raises `UserError` of text."""
+        if isinstance(self.config, StoreConfig):
+            raise UserError(f"{self.run.path} is a store of text, which has no prompts.")
+        return pyarrow.parquet.read_table(self.run.path / "documents.parquet")["text"].to_pylist()
+
     def _name(self, site: Site | str) -> str:
         if str(site) not in self.sites:
             raise UserError(
@@ -233,6 +199,11 @@ class ActivationStore:
 def acts_path(folder: Path, site_folder: str, number: int) -> Path:
     """The file of a shard's activations at one site."""
     return folder / site_folder / f"acts-{number:05d}.safetensors"
+
+
+def pictures_path(folder: Path, number: int) -> Path:
+    """The file of a shard's kept images."""
+    return folder / f"images-{number:05d}.parquet"
 
 
 def rows_path(folder: Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Writing a store: shard by shard while a model reads a corpus, in bounded memory.
+"""Writing a store: shard by shard while a model reads or draws, in bounded memory.
 
 A shard ends where a batch ends, and its `rows` file is renamed into place after all its `acts`
 files: the shard exists if and only if that file does. A capture that was killed therefore goes on
@@ -18,12 +18,10 @@ import errno
 import itertools
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import pyarrow
 import pyarrow.parquet
 import torch
 from jaxtyping import Float, Float64, Int
@@ -32,34 +30,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from probe.capture import site_width
-from probe.corpora import (
-    TokenBatch,
-    corpus_checksum,
-    corpus_name,
-    document_ids,
-    token_batches,
-)
-from probe.errors import Failure, UserError
+from probe.capture import site_widths
+from probe.corpora import corpus_name
+from probe.diffusion import DiffusionModel
+from probe.errors import Failure
 from probe.language import LanguageModel
 from probe.models import model_name, weights_checksum
+from probe.pictures import Picture, write_pictures
 from probe.ranks import ALONE, Ranks, create_run
-from probe.rows import capture_rows, norm_limits, without_outliers
+from probe.rows import Batch, capture_rows, norm_limits, without_outliers
 from probe.runs import Run, atomic_path
 from probe.sites import Site, parse_site
-from probe.store import (
-    DTYPES,
-    ActivationStore,
-    StoreConfig,
-    acts_path,
-    open_tensors,
-    rows_path,
-)
+from probe.store import ActivationStore, acts_path, open_tensors, pictures_path, rows_path
+from probe.store_config import DTYPES, AnyStoreConfig, ImageStoreConfig, read_store_config
+from probe.store_sources import Source, documents_table, open_source
 
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
+PICTURE_HEADER_BYTES = 2048
 ROW_BYTES = 4 + 4 + 2 + 4
+IMAGE_ROW_BYTES = 4 + 2 + 2 + 2 + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,29 +107,42 @@ class Sums:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def estimate_store(config: StoreConfig, widths: Mapping[str, int]) -> StoreEstimate:
-    """Disk and memory that a capture takes, from the sites' widths, without running anything."""
-    sequences = -(-config.tokens // config.context)
+def estimate_store(
+    config: AnyStoreConfig, widths: Mapping[str, int], picture_bytes: int = 0
+) -> StoreEstimate:
+    """Disk and memory that a capture takes, from the sites' widths, without running anything.
+
+    Args:
+        config: the capture.
+        widths: channels of each site, by its name.
+        picture_bytes: size of an image that is kept.
+    """
+    sequences, kept = config.n_sequences, config.kept_positions
     shard_sequences = config.batch_sequences * config.shard_batches
     shards = -(-sequences // shard_sequences)
     width = sum(widths[site] for site in config.sites)
     row_bytes = width * DTYPES[config.dtype].itemsize + ROW_BYTES
-    kept = max(config.context - 1, 0)
+    headers, pictures = HEADER_BYTES, 0
+    if isinstance(config, ImageStoreConfig):
+        row_bytes += IMAGE_ROW_BYTES
+        pictures = config.images if config.keep_images is None else config.keep_images
+        headers += PICTURE_HEADER_BYTES if pictures else 0
     sums = len(config.sites) * HEADER_BYTES + 16 * width
     per_sequence = kept * row_bytes + 8 * config.context
+    disk = sequences * per_sequence + shards * (headers + sums) + 2 * sums
     return StoreEstimate(
         sequences=sequences,
         rows=sequences * kept,
         shards=shards,
-        disk_bytes=sequences * per_sequence + shards * (HEADER_BYTES + sums) + 2 * sums,
+        disk_bytes=disk + min(pictures, sequences) * picture_bytes,
         memory_bytes=min(sequences, shard_sequences) * per_sequence,
     )
 
 
 def capture_store(
     parent: Path,
-    config: StoreConfig,
-    model: LanguageModel,
+    config: AnyStoreConfig,
+    model: LanguageModel | DiffusionModel,
     *,
     progress: bool = True,
     ranks: Ranks = ALONE,
@@ -151,14 +155,14 @@ def capture_store(
     twin = "" if seed is None else f"-random{seed}"
     name = f"{model_name(spec)}{twin}-{corpus_name(config.corpus)}"
     run = create_run(ranks, parent, name, config.run_config())
-    hashes = {"model": weights_checksum(spec), "corpus": corpus_checksum(config.corpus)}
+    hashes = {"model": weights_checksum(spec), "corpus": open_source(config, model).checksum()}
     inputs = {what: checksum for what, checksum in hashes.items() if checksum is not None}
     return write_store(run, model, inputs=inputs, progress=progress, ranks=ranks)
 
 
 def write_store(
     run: Run,
-    model: LanguageModel,
+    model: LanguageModel | DiffusionModel,
     *,
     inputs: Mapping[str, str] | None = None,
     progress: bool = True,
@@ -167,7 +171,7 @@ def write_store(
     """Run the model over the corpus and keep its activations; goes on where a killed run stopped.
 
     Args:
-        run: a folder made with `StoreConfig.run_config()`; a complete one is opened as it is.
+        run: a folder made with a config's `run_config()`; a complete one is opened as it is.
         model: the model that the config names.
         inputs: hashes of what went in (weights, corpus), for the manifest.
         progress: show a bar on stderr.
@@ -177,17 +181,18 @@ def write_store(
         UserError: a site is not in the model, the corpus is empty, or another process writes here.
         Failure: non-finite activations, or a disk too small or full.
     """
-    config = StoreConfig.from_run_config(run.config)
+    config = read_store_config(run.config)
+    source = open_source(config, model)
     with ranks.lock(run):
         if not ranks.first_says(run.complete):
             if ranks.is_first:
                 _remove_leftovers(run.path)
             ranks.wait()
-            written = _write_shards(run.path, config, model, ranks, progress=progress)
+            written = _write_shards(run.path, source, ranks, progress=progress)
             n_shards = int(ranks.largest(torch.tensor(written)))
             if ranks.is_first:
                 with _explaining_full_disk(run.path):
-                    _finish(run, config, model, inputs or {}, n_shards)
+                    _finish(run, source, inputs or {}, n_shards)
             ranks.wait()
     return ActivationStore.open(run.path)
 
@@ -195,19 +200,22 @@ def write_store(
 class _ShardBuffer:
     """The shard being filled: each site's rows in the store's dtype, their places, their sums."""
 
-    def __init__(self, config: StoreConfig, widths: Mapping[str, int], n_sequences: int) -> None:
-        n_rows = min(n_sequences, config.shard_batches * config.batch_sequences) * config.context
-        dtype = DTYPES[config.dtype]
+    def __init__(self, source: Source, widths: Mapping[str, int]) -> None:
+        config = source.config
+        sequences = min(config.n_sequences, config.shard_batches * config.batch_sequences)
+        n_rows, dtype = sequences * config.kept_positions, DTYPES[config.dtype]
         self.values = {site: torch.empty(n_rows, widths[site], dtype=dtype) for site in widths}
+        self.source = source
         self.clear()
 
     def clear(self) -> None:
         """Forget the rows; the memory is used again."""
         self.n_rows = 0
-        self.batches: list[TokenBatch] = []
+        self.batches: list[Batch] = []
         self.sums: dict[str, Sums] = {}
+        self.pictures: list[Picture] = []
 
-    def add(self, batch: TokenBatch, rows: Mapping[Site, Tensor]) -> None:
+    def add(self, batch: Batch, rows: Mapping[Site, Tensor]) -> None:
         """Append a batch's kept rows."""
         start = self.n_rows
         for site, values in rows.items():
@@ -223,6 +231,8 @@ class _ShardBuffer:
         for name, values in self.values.items():
             tensors = {"values": values[: self.n_rows]} | self.sums[name].tensors()
             _save_tensors(acts_path(folder, site_folders[name], number), tensors)
+        if self.pictures:
+            write_pictures(pictures_path(folder, number), self.pictures)
         _save_tensors(rows_path(folder, number), self._places())
 
     def _places(self) -> dict[str, Tensor]:
@@ -231,7 +241,8 @@ class _ShardBuffer:
         keep = torch.cat([batch.keep for batch in self.batches]).cpu()
         sequence, position = keep.nonzero(as_tuple=True)
         first = self.batches[0].first_sequence
-        return {
+        columns = [self.source.columns(batch) for batch in self.batches]
+        return {name: torch.cat([one[name] for one in columns]) for name in columns[0]} | {
             "doc": doc[keep].int(),
             "sequence": (sequence + first).int(),
             "position": position.short(),
@@ -242,32 +253,32 @@ class _ShardBuffer:
         }
 
 
-def _write_shards(
-    folder: Path, config: StoreConfig, model: LanguageModel, ranks: Ranks, *, progress: bool
-) -> int:
+def _write_shards(folder: Path, source: Source, ranks: Ranks, *, progress: bool) -> int:
     """Write this rank's shards that are missing; gives how many shards there are up to its last."""
+    config, model = source.config, source.model
     sites = [parse_site(name) for name in config.sites]
-    widths = {str(site): site_width(model, site) for site in sites}
+    widths = site_widths(model, sites)
     number, sequence = _whole_shards(folder, config, ranks)
     estimate = estimate_store(config, widths)
     if ranks.is_first:
         _check_disk(folder, estimate, done=sequence / estimate.sequences)
-    buffer = _ShardBuffer(config, widths, estimate.sequences)
+    buffer = _ShardBuffer(source, widths)
     dtype = DTYPES[config.dtype]
     limits: dict[Site, float] = {}
-    if sequence or ranks.size > 1:
-        first = next(_read_tokens(config, model, 0))
+    if config.max_norm and (sequence or ranks.size > 1):
+        first = next(source.batches(0))
         limits = norm_limits(capture_rows(model, first, sites, dtype), config.max_norm)
         limits = _limits_of_first(ranks, limits)
-    with _progress_bar(config, sequence, estimate.sequences, show=progress) as bar:
-        for batch in _read_tokens(config, model, sequence):
+    with _progress_bar(source, sequence, show=progress) as bar:
+        for batch in source.batches(sequence):
             assert batch.first_sequence == sequence, "batches must follow one another"
             if sequence // _shard_sequences(config) % ranks.size == ranks.rank:
-                rows = capture_rows(model, batch, sites, dtype)
+                keeper = source.keeper(batch, buffer.pictures)
+                rows = capture_rows(model, batch, sites, dtype, keeper)
                 limits = limits or norm_limits(rows, config.max_norm)
                 buffer.add(*without_outliers(batch, rows, limits))
             sequence += len(batch.tokens)
-            bar.update(batch.tokens.numel())
+            bar.update(source.units(len(batch.tokens)))
             if len(buffer.batches) == config.shard_batches:
                 number = _flush(buffer, folder, number, config, ranks)
         if buffer.batches:
@@ -275,7 +286,7 @@ def _write_shards(
     return max(0, number - ranks.size + 1)
 
 
-def _shard_sequences(config: StoreConfig) -> int:
+def _shard_sequences(config: AnyStoreConfig) -> int:
     """Sequences in a shard; the last one may have fewer."""
     return config.batch_sequences * config.shard_batches
 
@@ -286,19 +297,8 @@ def _limits_of_first(ranks: Ranks, limits: Mapping[Site, float]) -> dict[Site, f
     return dict(zip(limits, ranks.of_first(found).tolist(), strict=True))
 
 
-def _read_tokens(config: StoreConfig, model: LanguageModel, sequence: int) -> Iterator[TokenBatch]:
-    return token_batches(
-        config.corpus,
-        model,
-        context=config.context,
-        batch_sequences=config.batch_sequences,
-        max_tokens=config.tokens,
-        start_sequence=sequence,
-    )
-
-
 def _flush(
-    buffer: _ShardBuffer, folder: Path, number: int, config: StoreConfig, ranks: Ranks
+    buffer: _ShardBuffer, folder: Path, number: int, config: AnyStoreConfig, ranks: Ranks
 ) -> int:
     with _explaining_full_disk(folder):
         buffer.write(folder, number, config.folders())
@@ -306,12 +306,12 @@ def _flush(
     return number + ranks.size
 
 
-def _progress_bar(config: StoreConfig, sequence: int, n_sequences: int, *, show: bool) -> tqdm:
+def _progress_bar(source: Source, sequence: int, *, show: bool) -> tqdm:
     return tqdm(
-        total=n_sequences * config.context,
-        initial=sequence * config.context,
+        total=source.units(source.config.n_sequences),
+        initial=source.units(sequence),
         desc="capture",
-        unit=" tokens",
+        unit=f" {source.unit}",
         unit_scale=True,
         disable=not show,
     )
@@ -328,7 +328,7 @@ def _remove_leftovers(folder: Path) -> None:
         path.unlink()
 
 
-def _whole_shards(folder: Path, config: StoreConfig, ranks: Ranks) -> tuple[int, int]:
+def _whole_shards(folder: Path, config: AnyStoreConfig, ranks: Ranks) -> tuple[int, int]:
     """A rank's first shard that is not whole, and the number of the sequence it begins with."""
     sequence = ranks.rank * _shard_sequences(config)
     for number in itertools.count(ranks.rank, ranks.size):
@@ -358,7 +358,7 @@ def _check_disk(folder: Path, estimate: StoreEstimate, done: float) -> None:
     if needed > free:
         raise Failure(
             f"the capture needs up to {_size(needed)} and {folder} has {_size(free)} free; free "
-            "some space, or ask for fewer tokens, fewer sites or dtype bfloat16."
+            "some space, or ask for less, for fewer sites or for dtype bfloat16."
         )
 
 
@@ -383,56 +383,31 @@ def _explaining_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _finish(
-    run: Run, config: StoreConfig, model: LanguageModel, inputs: Mapping[str, str], written: int
-) -> None:
+def _finish(run: Run, source: Source, inputs: Mapping[str, str], written: int) -> None:
     """Combine the shards' sums, name the documents, count what was dropped, write the manifest."""
+    config = source.config
     n_shards, n_sequences = _whole_shards(run.path, config, ALONE)
     if n_shards != written:
         raise Failure(
             f"{run.path} has {n_shards} whole shards where {written} were written; give --root a "
             "folder that all machines share, and run the same command again."
         )
-    summary = _count(run.path, n_shards, model.special_ids)
-    if summary["n_rows"] == 0:
-        raise UserError(
-            "no row is left once position 0 and special tokens are dropped; choose a longer "
-            f"context than {config.context} or another corpus."
-        )
+    summary = source.summary(run.path, n_shards)
     widths = _write_statistics(run.path, config, n_shards)
-    _write_documents(run.path / "documents.parquet", config.corpus, summary["n_documents"])
+    documents = documents_table(source, summary["n_documents"])
+    with atomic_path(run.path / "documents.parquet") as temporary:
+        pyarrow.parquet.write_table(documents, temporary, compression="zstd")
     seed = config.model.get("random_weights")
+    seeds = {"images": config.seed} if isinstance(config, ImageStoreConfig) else {}
     run.finish(
         summary=summary | {"n_sequences": n_sequences, "n_shards": n_shards, "widths": widths},
         inputs=inputs,
-        seeds={} if seed is None else {"random_weights": seed},
-        device=str(model.device),
+        seeds=seeds | ({} if seed is None else {"random_weights": seed}),
+        device=str(source.model.device),
     )
 
 
-def _count(folder: Path, n_shards: int, special_ids: Collection[int]) -> dict[str, Any]:
-    """Rows, tokens and documents of the store, and how many tokens were dropped and why."""
-    n_rows = n_tokens = n_sequences = n_special = n_documents = 0
-    special = torch.tensor(sorted(special_ids))
-    for number in range(n_shards):
-        rows = open_tensors(rows_path(folder, number))
-        tokens, sequence_doc = rows.get_tensor("tokens"), rows.get_tensor("sequence_doc")
-        n_rows += len(rows.get_tensor("position"))
-        n_special += int(torch.isin(tokens[:, 1:], special).sum())
-        n_tokens += tokens.numel()
-        n_sequences += len(tokens)
-        n_documents = max(n_documents, int(sequence_doc.max()) + 1)
-    return {
-        "n_rows": n_rows,
-        "n_tokens": n_tokens,
-        "n_documents": n_documents,
-        "dropped_position_0": n_sequences,
-        "dropped_special_tokens": n_special,
-        "dropped_outlier_norms": n_tokens - n_rows - n_sequences - n_special,
-    }
-
-
-def _write_statistics(folder: Path, config: StoreConfig, n_shards: int) -> dict[str, int]:
+def _write_statistics(folder: Path, config: AnyStoreConfig, n_shards: int) -> dict[str, int]:
     """Write `statistics.safetensors`; gives the sites' widths."""
     tensors: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
@@ -452,16 +427,3 @@ def _write_statistics(folder: Path, config: StoreConfig, n_shards: int) -> dict[
         widths[site] = len(mean)
     _save_tensors(folder / "statistics.safetensors", tensors)
     return widths
-
-
-def _write_documents(path: Path, corpus: str, n_documents: int) -> None:
-    ids = document_ids(corpus, n_documents)
-    if len(ids) != n_documents:
-        raise Failure(
-            f"corpus {corpus!r} has {len(ids)} documents and had {n_documents} when it was read; "
-            f"delete {path.parent} and capture again."
-        )
-    numbers = pyarrow.array(range(n_documents), pyarrow.int32())
-    table = pyarrow.table({"doc": numbers, "id": pyarrow.array(ids, pyarrow.string())})
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")

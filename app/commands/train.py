@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,19 +13,30 @@ from tyro.conf import Positional, arg
 from app.commands.options import Common, find_run, plan, say, size
 from app.resolve import manifest_hash, sae_metadata_of, train_options
 from probe.corpora import corpus_checksum, read_documents, token_batches
+from probe.diffusion import DiffusionModel, DrawConfig
 from probe.errors import UserError
+from probe.image_prompts import pass_batches, prompts_checksum, read_prompts
+from probe.language import LanguageModel
 from probe.loader import ActivationSource, StoreReader, StreamSource
-from probe.models import Dtype, load_language_model, model_name, resolve_device, weights_checksum
+from probe.models import Dtype, load_model, model_name, resolve_device, weights_checksum
+from probe.passes import common_grid
+from probe.pipelines import is_pipeline
 from probe.ranks import ALONE, Ranks, create_run, joined
 from probe.runs import Run
-from probe.sites import expand_sites, parse_site
+from probe.sites import Site, expand_sites, parse_site
 from probe.store import ActivationStore
+from probe.store_config import ImageStoreConfig
 from saes.activations import NAMES, most_active, short_name
 from saes.footprint import footprint
 from saes.replicas import Replicas
 from saes.sharded import Shards
 from saes.split import split_store
 from saes.training import Job, TrainConfig, fit, sae_shape
+
+ENDLESS = 2**31 - 1
+"""Images of a stream: as many as numbers go."""
+IMAGE_SEED = 0
+"""A stream draws image number i from this and i."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,7 @@ class Command:
 
     Straight from a model, without a store:
     lorgnette train smollm2 --corpus builtin --site resid_post.12
+    lorgnette train toy-turbo --corpus builtin --site down.2.1
 
     In several processes: torchrun --nproc-per-node 8 --no-python lorgnette train ...
     """
@@ -63,9 +75,9 @@ class Command:
     order_seed: int | None = None
     """Decides the order of the rows; None: --seed does."""
     context: int = 128
-    """With --corpus: tokens in a sequence."""
+    """With --corpus: tokens in a sequence of text."""
     batch_sequences: int = 16
-    """With --corpus: sequences in one forward pass."""
+    """With --corpus: sequences, or images, in one forward pass."""
     dtype: Dtype = "auto"
     """With --corpus: number format the model runs in."""
     random_weights: int | None = None
@@ -207,28 +219,64 @@ def needed_site(command: Command) -> str:
 def open_stream(command: Command, sites: Sequence[str], ranks: Ranks = ALONE) -> StreamSource:
     """Batches of some sites (globs are allowed), captured together while training goes on."""
     assert command.corpus is not None, "a store is no stream"
-    read_documents(command.corpus)
-    model = load_language_model(
+    if is_pipeline(command.source):
+        read_prompts(command.corpus, IMAGE_SEED)
+    else:
+        read_documents(command.corpus)
+    model = load_model(
         command.source,
         dtype=command.dtype,
         device=command.device,
         random_weights=command.random_weights,
     )
-    read_tokens = functools.partial(
-        token_batches,
-        command.corpus,
-        model,
-        context=command.context,
-        batch_sequences=command.batch_sequences,
-    )
+    named = expand_sites(sites, model.sites())
+    if isinstance(model, DiffusionModel):
+        read = functools.partial(pass_batches, drawn_endlessly(command, model, named))
+    else:
+        read = functools.partial(
+            token_batches,
+            command.corpus,
+            model,
+            context=command.context,
+            batch_sequences=command.batch_sequences,
+        )
     return StreamSource(
         model,
-        expand_sites(sites, model.sites()),
-        read_tokens,
+        named,
+        read,
         command.batch_size,
         order_seed(command),
         command.buffer_rows,
+        max_norm=0.0 if isinstance(model, DiffusionModel) else 10.0,
         ranks=ranks,
+    )
+
+
+def described_model(command: Command, model: LanguageModel | DiffusionModel) -> dict[str, Any]:
+    """The model as a config names it."""
+    return {
+        "spec": command.source,
+        "random_weights": command.random_weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def drawn_endlessly(
+    command: Command, model: DiffusionModel, sites: Sequence[Site]
+) -> ImageStoreConfig:
+    """Images drawn in one step, all places kept, as long as there are prompts."""
+    assert command.corpus is not None, "a store is no stream"
+    height, width = model.image_size(DrawConfig())
+    return ImageStoreConfig(
+        model=described_model(command, model),
+        prompts=command.corpus,
+        sites=tuple(map(str, sites)),
+        grid=common_grid(model, sites, DrawConfig()),
+        height=height,
+        width=width,
+        seed=IMAGE_SEED,
+        images=ENDLESS,
+        batch_images=command.batch_sequences,
     )
 
 
@@ -236,29 +284,29 @@ def from_model(command: Command, stream: StreamSource) -> Training:
     """One site of a stream: the one that the command names, or the stream's only one."""
     assert command.corpus is not None, "a store is no stream"
     (site,) = stream.sites if len(stream.sites) == 1 else (parse_site(needed_site(command)),)
-    source = {
+    context, draw = command.context, {}
+    if isinstance(stream.model, DiffusionModel):
+        images = drawn_endlessly(command, stream.model, stream.sites)
+        context, draw = images.context, {"draw": asdict(images.draw), "seed": images.seed}
+    source = draw | {
         "corpus": command.corpus,
-        "context": command.context,
+        "context": context,
         "batch_sequences": command.batch_sequences,
         "batch_size": command.batch_size,
         "buffer_rows": command.buffer_rows,
         "order_seed": order_seed(command),
     }
-    described = {
-        "spec": command.source,
-        "random_weights": command.random_weights,
-        "dtype": str(stream.model.dtype).removeprefix("torch."),
-    }
+    checksum = prompts_checksum if draw else corpus_checksum
     hashes = {
         "model": weights_checksum(command.source),
-        "corpus": corpus_checksum(command.corpus),
+        "corpus": checksum(command.corpus),
     }
     return Training(
         source=stream.at(site),
-        config=sae_config(described, str(site), source, command.train),
+        config=sae_config(described_model(command, stream.model), str(site), source, command.train),
         inputs={name: value for name, value in hashes.items() if value is not None},
         corpus=command.corpus,
-        context=command.context,
+        context=context,
     )
 
 

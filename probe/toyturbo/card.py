@@ -49,10 +49,10 @@ def model_card(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
 
 
 def _training(config: Mapping[str, Any]) -> str:
-    phases = ("text", "vae", "reader", "layout", "shape", "texture", "joint")
+    fits = {name: fit for name, fit in config.items() if isinstance(fit, dict)}
     rows = [
-        f"| {name} | {config[name]['steps']} | {config[name]['batch']} | {config[name]['lr']:g} |"
-        for name in phases
+        f"| {name} | {fit['steps']} | {fit['batch']} | {fit['lr']:g} |"
+        for name, fit in fits.items()
     ]
     head = "| part | steps | batch | largest rate |\n|---|---|---|---|"
     return "\n".join(["", head, *rows, "", f"Seed {config['seed']}.", ""])

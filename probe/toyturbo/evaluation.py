@@ -1,9 +1,8 @@
 """What toy-turbo reaches: images drawn by its own pipeline, judged by the attribute reader.
 
-Two tables. `fidelity`: captions that say everything, in one step; how often each factor is drawn as
-said. `use_of_noise`: captions that leave one factor open, many seeds each; the entropy of the values
-drawn beside the entropy of the world's (in bits), and how often the value is the one that the noise
-called for.
+Two tables. `fidelity`: captions that say everything; how often each factor is drawn as said.
+`use_of_noise`: captions that leave one factor open, many seeds each; the entropy of the values
+drawn beside that of the world's (in bits), and how often the value is what the noise called for.
 """
 
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
 from jaxtyping import Float
 from scipy.stats import entropy
 from torch import Tensor
 
+from probe.diffusion import DiffusionModel, DrawConfig
 from probe.toyturbo.briefs import (
     LATENT_CHANNELS,
     LATENT_SIDE,
@@ -26,8 +25,8 @@ from probe.toyturbo.briefs import (
 )
 from probe.toyturbo.fitting import seeded
 from probe.toyturbo.reader import AttributeReader, accuracy, random_scenes
-from probe.toyturbo.world import FACTORS, SCENE_FACTORS, THING_FACTORS, Scenes, render
 from probe.toyturbo.vae_training import reconstructed
+from probe.toyturbo.world import FACTORS, SCENE_FACTORS, THING_FACTORS, Scenes, render
 
 BATCH = 50
 HELD_OUT = 77_000
@@ -54,24 +53,14 @@ def first_noise(seeds: Sequence[int]) -> Float[Tensor, "b 4 32 32"]:
     )
 
 
-@torch.no_grad()
 def draw(
-    pipeline: StableDiffusionXLPipeline, captions: Sequence[str], seeds: Sequence[int], steps: int
+    model: DiffusionModel, captions: Sequence[str], seeds: Sequence[int], steps: int
 ) -> Float[Tensor, "b 3 64 64"]:
     """Images of captions, each from its own seed; values from 0 to 1."""
-    parts = []
-    for i in range(0, len(captions), BATCH):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + BATCH]]
-        parts.append(
-            pipeline(
-                list(captions[i : i + BATCH]),
-                num_inference_steps=steps,
-                guidance_scale=0.0,
-                generator=generators,
-                output_type="pt",
-            ).images.float()
-        )
-    return torch.cat(parts).cpu()
+    config = DrawConfig(steps=steps)
+    chunks = (slice(i, i + BATCH) for i in range(0, len(captions), BATCH))
+    parts = [model.generate(captions[chunk], seeds[chunk], config).images for chunk in chunks]
+    return torch.cat(parts).permute(0, 3, 1, 2) / 255
 
 
 @torch.no_grad()
@@ -90,37 +79,35 @@ def shares(read: Scenes, true: Scenes) -> dict[str, float]:
 
 
 def fidelity(
-    pipeline: StableDiffusionXLPipeline, reader: AttributeReader, *, n: int, steps: int = 1
+    model: DiffusionModel, reader: AttributeReader, *, n: int, steps: int = 1
 ) -> dict[str, float]:
     """How often each factor is drawn as a complete, held-out caption says."""
     brief = draw_briefs(n, seeded(HELD_OUT))
     seeds = range(HELD_OUT, HELD_OUT + n)
-    images = draw(pipeline, describe(brief), seeds, steps)
+    images = draw(model, describe(brief), seeds, steps)
     return shares(read(reader, images), settle(brief, first_noise(seeds)))
 
 
 @torch.no_grad()
 def ceilings(
-    pipeline: StableDiffusionXLPipeline, reader: AttributeReader, *, n: int
+    model: DiffusionModel, reader: AttributeReader, *, n: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The reader's own accuracy: on held-out renders, and on renders through the autoencoder."""
     scenes = random_scenes(n, seeded(HELD_OUT, 1))
     renders = render(scenes)
-    through = torch.cat([reconstructed(pipeline.vae, chunk) for chunk in renders.split(100)])
+    through = torch.cat([reconstructed(model.pipeline.vae, chunk) for chunk in renders.split(100)])
     return shares(read(reader, renders), scenes), shares(read(reader, through), scenes)
 
 
 def use_of_noise(
-    pipeline: StableDiffusionXLPipeline, reader: AttributeReader, *, captions: int, seeds: int
+    model: DiffusionModel, reader: AttributeReader, *, captions: int, seeds: int
 ) -> dict[str, Noise]:
     """For each factor, captions of one thing that leave it open, each with many seeds."""
-    return {
-        name: _decided(pipeline, reader, name, captions=captions, seeds=seeds) for name in FACTORS
-    }
+    return {name: _decided(model, reader, name, captions=captions, seeds=seeds) for name in FACTORS}
 
 
 def _decided(
-    pipeline: StableDiffusionXLPipeline,
+    model: DiffusionModel,
     reader: AttributeReader,
     factor: str,
     *,
@@ -136,7 +123,7 @@ def _decided(
         surround=open_.surround.repeat_interleave(seeds, dim=0),
     )
     numbers = range(HELD_OUT, HELD_OUT + captions * seeds)
-    images = draw(pipeline, describe(repeated), numbers, 1)
+    images = draw(model, describe(repeated), numbers, 1)
     drawn = _values(read(reader, images), factor)
     called = _values(settle(repeated, first_noise(numbers)), factor)
     size = len(FACTORS[factor])

@@ -19,6 +19,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from probe.diffusion import DiffusionModel
 from probe.runs import Run, atomic_path, write_json
 from probe.toyturbo.card import model_card
 from probe.toyturbo.evaluation import ceilings, fidelity, use_of_noise
@@ -36,6 +37,7 @@ from probe.toyturbo.reader import AttributeReader, reader_loss
 from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy, parsing_loss
 from probe.toyturbo.unet_training import (
     PHASES,
+    Scaffold,
     Teaching,
     bypassing,
     prepare_phase,
@@ -45,6 +47,8 @@ from probe.toyturbo.vae_training import vae_loss
 
 KIND, SCHEMA = "toy-turbo", 1
 READER, CARD = "reader.safetensors", "card.json"
+PARTS = ("text", "vae", "reader", "layout", "shape", "texture", "joint")
+"""What is trained, in order; `ToyTurboConfig` has a fit for each."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -84,6 +88,8 @@ class ToyTurboConfig:
     """Its last."""
     judged: int = 1000
     """Held-out captions that it is judged on."""
+    judged_seeds: int = 50
+    """Seeds for each of twenty captions that leave a factor open."""
 
     def run_config(self) -> dict[str, Any]:
         """The run folder's `config.json`."""
@@ -105,12 +111,12 @@ def make_toy_turbo(
             maker = _Maker(run.path / "work", config, torch.device(device), progress)
             pipeline, reader, parsed = maker.make()
             _keep(run.path, pipeline, reader)
-            card = _judge(run.path, config.judged) | {"parsing": parsed}
+            card = _judge(run.path, config) | {"parsing": parsed}
             write_json(run.path / CARD, card)
             with atomic_path(run.path / "README.md") as temporary:
                 temporary.write_text(model_card(config.run_config(), card))
             shutil.rmtree(run.path / "work")
-            run.finish(summary=card, seeds={"seed": config.seed}, device=device)
+            run.finish(summary=card, inputs={}, seeds={"seed": config.seed}, device=device)
     return run
 
 
@@ -174,15 +180,16 @@ class _Maker:
         return encoders, parsing_accuracy(parser, self.tokenizer, self.config.seed, 2000)
 
     def _unet(self, teaching: Teaching) -> Any:
-        unet = self._new(make_unet, 4)
+        scaffold = self._new(lambda: Scaffold(make_unet()), 4)
+        unet = scaffold.unet
         for phase in PHASES:
             left_out = [*other_blocks(unet), *phase.closed]
             idle(unet, left_out)
-            prepare_phase(unet, phase)
+            prepare_phase(scaffold, phase)
             with bypassing(unet, left_out):
                 self._fitted(
                     phase.name,
-                    unet,
+                    scaffold,
                     lambda m, s, f, seed, phase=phase: unet_loss(
                         m, teaching, phase, s, f.batch, seed
                     ),
@@ -207,16 +214,16 @@ def load_reader(folder: Path) -> AttributeReader:
     return reader.eval().requires_grad_(False)
 
 
-def _judge(folder: Path, n: int) -> dict[str, Any]:
+def _judge(folder: Path, config: ToyTurboConfig) -> dict[str, Any]:
     """The card's numbers, from what was written."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    reader = load_reader(folder)
-    on_renders, through_vae = ceilings(pipeline, reader, n=n)
-    noise = use_of_noise(pipeline, reader, captions=max(2, n // 50), seeds=50)
+    model, reader = DiffusionModel(KIND, pipeline), load_reader(folder)
+    n = config.judged
+    on_renders, through_vae = ceilings(model, reader, n=n)
+    noise = use_of_noise(model, reader, captions=min(20, n), seeds=config.judged_seeds)
     return {
         "reader": on_renders,
         "autoencoder": through_vae,
-        "steps": {str(k): fidelity(pipeline, reader, n=n, steps=k) for k in (1, 2, 4)},
+        "steps": {str(k): fidelity(model, reader, n=n, steps=k) for k in (1, 2, 4)},
         "noise": {name: asdict(found) for name, found in noise.items()},
     }

@@ -1,11 +1,11 @@
 """The parts of toy-turbo: SDXL's classes and block names at a hundredth of its size.
 
-    tokenizer, tokenizer_2       CLIPTokenizer in which every word of the world's captions is a token
-    text_encoder                 CLIPTextModel, 3 layers of 96
-    text_encoder_2               CLIPTextModelWithProjection, 3 layers of 64
-    vae                          AutoencoderTiny, 64 x 64 pixels to latents of 32 x 32
-    unet                         UNet2DConditionModel, SDXL's three levels, 16, 32 and 128 channels wide
-    scheduler                    EulerAncestralDiscreteScheduler as SDXL-Turbo's, but predicting v
+    tokenizer, tokenizer_2   CLIPTokenizer in which every word of the world's captions is a token
+    text_encoder             CLIPTextModel, 3 layers of 96
+    text_encoder_2           CLIPTextModelWithProjection, 3 layers of 64
+    vae                      AutoencoderTiny, 64 x 64 pixels to latents of 32 x 32
+    unet                     UNet2DConditionModel, SDXL's three levels with 16, 32, 128 channels
+    scheduler                EulerAncestralDiscreteScheduler as SDXL-Turbo's, but predicting v
 
 One step of the pipeline is then x0 = c_skip * noise - c_out * v with c_skip = 1 / sqrt(sigma^2 + 1)
 and c_out = sigma / sqrt(sigma^2 + 1), sigma = 14.61 (Salimans and Ho 2022, 2202.00512). SDXL-Turbo
@@ -13,6 +13,7 @@ predicts the noise instead, of which a small network's errors would be multiplie
 """
 
 import itertools
+from collections import Counter
 
 import torch
 from diffusers import (
@@ -21,10 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -36,6 +34,7 @@ from probe.toyturbo.briefs import LATENT_CHANNELS, LATENT_SIDE
 from probe.toyturbo.world import FACTORS, SIDE
 
 OTHER_WORDS = "a an and at background from lit on the thing"
+START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 32
 TEXT_WIDTHS = (96, 64)
 UNET_WIDTHS = (16, 32, 128)
@@ -55,31 +54,46 @@ CARRYING = (
 
 def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer over bytes whose merges make every word of the world one token."""
-    words = sorted(
-        {word for values in FACTORS.values() for value in values for word in value.split()}
-    )
-    words += OTHER_WORDS.split()
-    trained = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = Whitespace()
-    trainer = BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator(words * 2, trainer)
-    merges = [tuple(pair) for pair in _merges(trained)]
+    words = {word for values in FACTORS.values() for value in values for word in value.split()}
+    merges = _merges(sorted(words | set(OTHER_WORDS.split())))
     alphabet = sorted(ByteLevel.alphabet())
     pieces = itertools.chain(
         alphabet, (f"{symbol}</w>" for symbol in alphabet), ("".join(pair) for pair in merges)
     )
-    special = ("<|startoftext|>", "<|endoftext|>")
     vocabulary = {
-        piece: i for i, piece in enumerate(itertools.chain(dict.fromkeys(pieces), special))
+        piece: i for i, piece in enumerate(itertools.chain(dict.fromkeys(pieces), (START, END)))
     }
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]
+        model_max_length=MAX_TOKENS,
+    )
 
 
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte pairs to merge, the most frequent first, until every word is one piece.
 
-    found = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in found]
+    The library's own trainer breaks ties at random, and other ids would mean other words to an
+    encoder that goes on from a checkpoint.
+    """
+    split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for pieces in split for pair in itertools.pairwise(pieces)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = [_merged(pieces, best) for pieces in split]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces with every occurrence of a pair made one."""
+    found: list[str] = []
+    for piece in pieces:
+        if found and (found[-1], piece) == pair:
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
 
 
 def make_text_encoders(
@@ -99,9 +113,9 @@ def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.get_vocab()[START],
+        eos_token_id=tokenizer.get_vocab()[END],
+        pad_token_id=tokenizer.get_vocab()[END],
     )
 
 
@@ -127,7 +141,7 @@ def make_unet() -> UNet2DConditionModel:
         block_out_channels=UNET_WIDTHS,
         layers_per_block=2,
         transformer_layers_per_block=1,
-        attention_head_dim=(2, 2, 4),
+        attention_head_dim=(2, 2, 4),  # type: ignore[arg-type]
         norm_num_groups=8,
         cross_attention_dim=sum(TEXT_WIDTHS),
         use_linear_projection=True,
@@ -156,13 +170,13 @@ def make_pipeline(
 ) -> StableDiffusionXLPipeline:
     """The parts as one pipeline."""
     pipeline = StableDiffusionXLPipeline(
-        vae=vae,
+        vae=vae,  # type: ignore[arg-type]
         text_encoder=encoders[0],
         text_encoder_2=encoders[1],
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
-        scheduler=make_scheduler(),
+        scheduler=make_scheduler(),  # type: ignore[arg-type]
         add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)

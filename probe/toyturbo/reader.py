@@ -1,10 +1,11 @@
 """The attribute reader: a small network that says which scene an image shows.
 
 It is trained on renders alone (never on what toy-turbo draws) with a little noise, blur and change
-of brightness, and is the judge of toy-turbo's images; its own accuracy on held-out renders is in the
-model card.
+of brightness, and judges toy-turbo's images; its own accuracy on held-out renders is in the model
+card.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class AttributeReader(nn.Module):
         super().__init__()
         widths = (3, width, 2 * width, 3 * width)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 3, padding=1, stride=2),
                 nn.GroupNorm(8, after),
