@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from true_size import true_size_sdxl
 
 from probe.capture import capturing
@@ -32,12 +32,14 @@ def test_the_true_configuration_gives_1280_channels_of_16_by_16_places() -> None
     assert model.dtype == torch.bfloat16 and model.prompt_tokens == 77
     assert model.image_size(DrawConfig()) == (512, 512)
     own: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        model.block(site).register_forward_hook(
-            lambda _, args, out, name=str(site): own.update({name: (args[0], out[0])})
-        )
-        for site in FOUR
-    ]
+
+    def keeper(name: str):
+        def keep(_: nn.Module, args: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
+            own[name] = (args[0], out[0])
+
+        return keep
+
+    handles = [model.block(site).register_forward_hook(keeper(str(site))) for site in FOUR]
     with torch.no_grad(), capturing(model, FOUR, early_exit=False) as seen:
         drawn = model.generate(["a sloth"], [42])
     for handle in handles:
