@@ -38,7 +38,7 @@ class Noise:
     """How a factor that captions leave open is decided."""
 
     entropy: float
-    """Of the values drawn over seeds, in bits, mean over captions (0 where no one thing is seen)."""
+    """Of the values drawn over seeds, in bits, mean over captions; 0 where no thing is seen."""
     prior: float
     """Of the world's values, in bits."""
     called: float
