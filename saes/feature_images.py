@@ -173,10 +173,10 @@ def join_image_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> None:
 
 def write_images(folder: Path, store: ActivationStore) -> int:
     """Write images.parquet: the images that examples.parquet shows; gives how many have pixels."""
-    sequences = pq.read_table(folder / "examples.parquet", columns=["sequence"])["sequence"]
+    shown = pq.read_table(folder / "examples.parquet", columns=["sequence"])["sequence"].to_numpy()
     passes = pq.read_table(folder / "passes.parquet", columns=["sequence", "image"])
-    shown = passes.filter(pc.is_in(passes["sequence"], pc.unique(sequences)))["image"]
-    wanted = np.unique(shown.to_numpy())
+    used = np.isin(passes["sequence"].to_numpy(), shown)
+    wanted = np.unique(passes["image"].to_numpy()[used])
     n_kept = 0
     size = max(PICTURE_ROW_GROUP, -(-len(wanted) // MOST_PICTURE_ROW_GROUPS))
     with (
@@ -192,13 +192,12 @@ def write_images(folder: Path, store: ActivationStore) -> int:
     ):
         for table in _tables_of_images(store, wanted):
             n_kept += len(table) - table["data"].null_count
-            writer.write_table(table.cast(IMAGES), row_group_size=size)
+            if len(table):
+                writer.write_table(table.cast(IMAGES), row_group_size=size)
     return n_kept
 
 
-def _tables_of_images(
-    store: ActivationStore, wanted: Int[np.ndarray, " n"]
-) -> Iterator[pa.Table]:
+def _tables_of_images(store: ActivationStore, wanted: Int[np.ndarray, " n"]) -> Iterator[pa.Table]:
     """The wanted images in order: those the store kept from its files, then the others."""
     for path in sorted(store.run.path.glob("images-*.parquet")):
         found = pq.read_table(path, filters=pc.field("image").isin(pa.array(wanted, pa.int32())))

@@ -115,11 +115,11 @@ class ImageTables:
             return self._steps.read([feature]).to_pandas()
 
     def map_of(
-        self, positions: Sequence[int], activations: Sequence[float]
+        self, positions: Int[np.ndarray, " n"], activations: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "h w"]:
         """An example's activations on the grid, 0 where the feature does not fire."""
         found = np.zeros(self.grid[0] * self.grid[1])
-        found[np.asarray(positions, np.int64)] = activations
+        found[positions] = activations
         return found.reshape(self.grid)
 
     def known(self, one: Pass) -> Bool[np.ndarray, "h w"]:
