@@ -28,8 +28,9 @@ from probe.runs import Run, atomic_path
 from probe.sites import parse_site
 from probe.tokens import one_token, token_texts
 from saes.models import SparseAutoencoder
+from saes.recipe_saes import LoadedSae, Reader, newest_index
 from saes.recipes import Feature, to_json
-from saes.steering import LoadedSae, Reader, Steering, newest_index
+from saes.steering import Steering
 
 CELL, SCHEMA = "dose_cell", 1
 CONTEXT = 128

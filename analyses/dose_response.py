@@ -24,8 +24,9 @@ from analyses.report import Report
 from probe.directions import load_direction
 from probe.errors import UserError
 from probe.runs import Run, find_runs
+from saes.recipe_saes import LoadedSae, find_sae, sae_reference
 from saes.recipes import read_recipe, to_json
-from saes.steering import LoadedSae, find_sae, prepare, sae_reference
+from saes.steering import prepare
 
 __all__ = ["Config", "estimate", "figures", "measure", "run"]
 

@@ -16,8 +16,9 @@ from app.live import load, shared_sae
 from probe.generation import prompt_tokens
 from probe.tokens import token_texts
 from saes.folder import WEIGHTS
+from saes.recipe_saes import LoadedSae, find_sae_run
 from saes.recipes import recipe_from
-from saes.steering import LoadedSae, Steering, find_sae_run, prepare
+from saes.steering import Steering, prepare
 
 QUICK = Config(times=(0.5, 1.0, 1.5), prompts=8, written=3, new_tokens=16, sequences=1, controls=3)
 """The dose-response that a person waits for at the page."""

@@ -31,6 +31,7 @@ from saes.interop.records import Imported
 from saes.interop.verifying import probe_rows
 from saes.metrics import FidelityMeter
 from saes.models import SparseAutoencoder
+from saes.scales import save_scales
 
 UNKNOWN = "unknown"
 GOLDEN_ROWS = 32
@@ -178,6 +179,8 @@ def run_config(placed: Placed) -> dict[str, Any]:
         "name": placed.path.resolve().name,
         "checksum": tensors_checksum(placed.sae),
     }
+    if placed.imported.scales is not None:
+        source["scales"] = hashlib.sha256(placed.imported.scales.mean.numpy().tobytes()).hexdigest()
     if placed.store is not None:
         source["store"] = placed.store.run.path.name
         source["manifest"] = manifest_hash(placed.store.run)
@@ -233,6 +236,8 @@ def fill(
     metadata |= {"site": folder.config["site"]}
     metadata["golden_rows"] = "made" if rows is None else "of the store"
     save_sae(placed.sae, folder.path, metadata=metadata, golden_x=golden)
+    if placed.imported.scales is not None:
+        save_scales(folder.path, placed.imported.scales)
     config = placed.sae.config
     shape = {
         "d_in": config.d_in,

@@ -5,6 +5,7 @@ site's tensor passes by and how it is laid out. Outside it, an activation is alw
 text `t` are the tokens of a row, of an image the places of a feature map, row by row.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,18 @@ HookSide = Literal["input", "output", "update"]
 
 class ForwardStopped(Exception):
     """Raised by a capturing hook when every site has been seen; the adapter's `run` takes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where in a run a pass is."""
+
+    offset: int = 0
+    """Of text, the position of the pass's first token."""
+    step: int = 0
+    """Of images, the denoising step, counted from 0."""
+    n_unconditional: int = 0
+    """Of images drawn with guidance, how many rows read nothing; they come first."""
 
 
 @runtime_checkable
@@ -49,6 +62,10 @@ class Model(Protocol):
     @property
     def in_last_pass(self) -> bool:
         """Whether no pass follows that a capture has to wait for."""
+        ...
+
+    def moment(self, arguments: dict[str, Any]) -> Moment:
+        """Where the pass is that `net` is called for with these keyword arguments."""
         ...
 
     def sites(self) -> list[Site]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from probe.adapters import (
     ForwardStopped,
     HookSide,
+    Moment,
     floats_of,
     hidden_input,
     module_at,
@@ -288,6 +289,10 @@ class DiffusionModel:
     def conditional_rows(self) -> slice:
         """The rows of a pass that read the prompts; the others read nothing."""
         return self.rows("conditional")
+
+    def moment(self, arguments: dict[str, Any]) -> Moment:
+        """The step that the U-Net is at, and how many of its rows are unconditional."""
+        return Moment(step=self.step, n_unconditional=self.conditional_rows.start or 0)
 
     def rows(self, which: Rows) -> slice:
         """The rows of a pass that read the prompts, that read nothing, or all.

@@ -5,6 +5,7 @@
 
     with applying(model, edits):
         logits = model.run(tokens)              # or probe.generation.generate
+        image = model.generate(prompts, seeds)  # of an image model
 
 `editing` takes any function of the site's tensor `[b, t, d]`. `applying` takes `Edit`s: what is
 changed, as data. An edit reads some numbers `c` of the activation `x` at each position (its
@@ -15,32 +16,35 @@ stays, so what a dictionary cannot reconstruct is kept.
     add          c + value                  scale        value c
     set          value                      clamp        c held within [-|value|, |value|]
     zero         0                          mean_ablate  value, the mean over reference text
-    patch        value at each position, from another run
+    patch        value, from another run
     project_out  0, where c is the projection on the coordinate's vector whatever reads it
 
 All edits of one site read the same, unedited `x` and their changes are added: their order does not
-matter. Each pass finds out which positions it is at from the model's key-value cache, so that
-generation with and without a cache edits the same tokens. Hooks are removed also when the forward
-pass raises.
+matter. Where an edit is made its `where` says: of text, at some tokens (each pass finds out which
+positions it is at from the model's key-value cache, so that generation with and without a cache
+edits the same tokens); of images, at some places of the feature map, with weights, in a range of
+denoising steps and in chosen rows of guidance. Hooks are removed also when the forward pass raises.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probe.adapters import Model, hidden_input
+from probe.adapters import Model, Moment, hidden_input
 from probe.capture import add_hook
 from probe.errors import UserError
 from probe.sites import Site
 
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
-Read = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t 1"]]
+Read = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t w"]]
+Rows = Literal["conditional", "unconditional", "both", "opposed"]
 Op = Literal["add", "set", "scale", "clamp", "zero", "mean_ablate", "patch", "project_out"]
+START = Moment()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,64 @@ class Coordinate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Several numbers of an activation, each with a direction of its own: features of an SAE."""
+
+    vectors: Float[Tensor, "w d"]
+    """What one unit more of each adds to the activation; float32."""
+    read: Read
+    """The numbers."""
+
+    def values(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t w"]:
+        """The numbers at each position; float32."""
+        return self.read(x)
+
+    def spread(
+        self, change: Float[Tensor, "b t w"], x: Float[Tensor, "b t d"]
+    ) -> Float[Tensor, "b t d"]:
+        """What a change of the numbers adds to the activation."""
+        return change @ self.vectors.to(x.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """What a dictionary leaves out of an activation: without it, its reconstruction is left."""
+
+    rebuild: Read
+    """The reconstruction, as wide as the activation; float32."""
+
+    def values(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Activation minus reconstruction; float32."""
+        return x.float() - self.rebuild(x)
+
+    def spread(
+        self, change: Float[Tensor, "b t d"], x: Float[Tensor, "b t d"]
+    ) -> Float[Tensor, "b t d"]:
+        """The change itself."""
+        return change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """Some channels of an activation, wherever they are: neurons."""
+
+    channels: Int[Tensor, " w"]
+    """Their numbers, each once."""
+
+    def values(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t w"]:
+        """The channels at each position; float32."""
+        return x[..., self.channels.to(x.device)].float()
+
+    def spread(
+        self, change: Float[Tensor, "b t w"], x: Float[Tensor, "b t d"]
+    ) -> Float[Tensor, "b t d"]:
+        """What a change of the channels adds to the activation."""
+        whole = torch.zeros(x.shape, device=x.device)
+        whole[..., self.channels.to(x.device)] = change
+        return whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
     """Neighbouring channels of an activation: a neuron, a head, or the whole site."""
 
@@ -92,7 +154,7 @@ class Channels:
 class Turned:
     """A change of the same size in another direction: the control of matched norm."""
 
-    component: Coordinate | Channels
+    component: "Coordinate | Coordinates | Channels | Picked | Rest"
     """What is read, and would have been changed."""
     direction: Float[Tensor, " d"]
     """Where its change goes instead; of length 1."""
@@ -103,7 +165,7 @@ class Turned:
 
     def projection(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 1"]:
         """The coordinate along the vector that would have been changed."""
-        assert isinstance(self.component, Coordinate), "channels have no vector"
+        assert isinstance(self.component, Coordinate), "only a coordinate has a vector"
         return self.component.projection(x)
 
     def spread(
@@ -116,7 +178,8 @@ class Turned:
         return change.norm(dim=-1, keepdim=True) * direction
 
 
-Component = Coordinate | Channels | Turned
+Plain = Coordinate | Coordinates | Channels | Picked | Rest
+Component = Plain | Turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +194,8 @@ class Where:
     steps: tuple[int, int | None] = (1, 1)
     """First step, and one past the last (None: no end), whose generated tokens are edited."""
 
+    rows: ClassVar[Rows] = "conditional"
+
     def chosen(self, offset: int, n: int) -> Bool[Tensor, " n"]:
         """Whether each of `n` tokens from position `offset` on is edited."""
         inside = self.prompt[offset : offset + n]
@@ -139,6 +204,45 @@ class Where:
         first, end = self.steps
         after = [first <= step and (end is None or step < end) for step in steps]
         return torch.cat([inside, torch.tensor(after, dtype=torch.bool)])
+
+    def weights(self, moment: Moment, n: int) -> Float[Tensor, " n"]:
+        """The same as weights: 1 for a token that is edited."""
+        return self.chosen(moment.offset, n).float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Which places of an image's feature map are edited, at which steps, in which rows.
+
+    Under guidance a pass has a row that reads the prompt and one that reads nothing. `conditional`
+    changes the first, `unconditional` the second, `both` both; `opposed` adds the change to the
+    first and takes it off the second, which guidance then pulls apart (as sdxl-unbox does by
+    default on SDXL base). Without guidance all rows are conditional.
+    """
+
+    mask: Float[Tensor, " t"] | None = None
+    """What the change is multiplied by at each place (`y * width + x`); None for 1 everywhere."""
+    steps: tuple[int, int | None] = (0, None)
+    """First denoising step, and one past the last (None: no end)."""
+    rows: Rows = "conditional"
+    """Which rows."""
+
+    def weights(self, moment: Moment, n: int) -> Float[Tensor, " n"]:
+        """The weight of each of the `n` places of a pass.
+
+        Raises `UserError` where the mask is of another number of places.
+        """
+        first, end = self.steps
+        if moment.step < first or (end is not None and moment.step >= end):
+            return torch.zeros(n)
+        if self.mask is None:
+            return torch.ones(n)
+        if len(self.mask) != n:
+            raise UserError(
+                f"the mask has {len(self.mask)} places and the site has {n}; give one of the "
+                "site's own grid."
+            )
+        return self.mask.float().cpu()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,39 +255,58 @@ class Edit:
     """Which numbers of the activation are changed."""
     op: Op
     """How; see the module's table."""
-    where: Where
-    """At which tokens."""
+    where: Where | Places
+    """At which tokens, or at which places and steps."""
     value: Float[Tensor, "*t w"] = field(default_factory=lambda: torch.zeros(1))
-    """What the operation needs, in the units of the numbers: one set of them, or, to patch, one
-    for each token of the prompt. `zero` and `project_out` need none."""
+    """What the operation needs, in the units of the numbers: one set of them [w], one for each
+    token of the prompt [t, w], or one for each step and place of an image [s, t, w]. `zero` and
+    `project_out` need none."""
     row: int | None = None
-    """The row of the batch that is changed; None for all."""
+    """The row of the batch that is changed (of guided images: the image); None for all."""
 
-    def delta(self, x: Float[Tensor, "b t d"], offset: int = 0) -> Float[Tensor, "b t d"] | None:
-        """What is to be added to `x`, whose first token has position `offset`; None for nothing.
+    def rows(self, n: int, moment: Moment) -> list[tuple[int, int, int]]:
+        """The rows of a batch of `n` that are changed: first, one past the last, sign."""
+        middle = moment.n_unconditional
+        conditional, unconditional = (middle, n, 1), (0, middle, 1)
+        chosen = {
+            "conditional": [conditional],
+            "unconditional": [unconditional],
+            "both": [unconditional, conditional],
+            "opposed": [(0, middle, -1), conditional],
+        }[self.where.rows]
+        if self.row is not None:
+            chosen = [
+                (first + self.row, first + self.row + 1, sign)
+                for first, end, sign in chosen
+                if first + self.row < end
+            ]
+        return [part for part in chosen if part[0] < part[1]]
 
-        The row of the batch is not looked at.
+    def delta(
+        self, x: Float[Tensor, "b t d"], moment: Moment = START
+    ) -> Float[Tensor, "b t d"] | None:
+        """What is to be added to `x` in a pass at `moment`; None for nothing.
+
+        Which rows of the batch are meant is not looked at.
         """
-        chosen = self.where.chosen(offset, x.shape[1])
-        if not chosen.any():
+        weights = self.where.weights(moment, x.shape[1])
+        if not weights.any():
             return None
-        change = self._change(x, offset)
-        if not chosen.all():
-            change = change * chosen.to(x.device)[:, None]
+        change = self._change(x, moment)
+        if not (weights == 1).all():
+            change = change * weights.to(x.device)[:, None]
         return self.component.spread(change, x)
 
-    def _change(self, x: Float[Tensor, "b t d"], offset: int) -> Float[Tensor, "b t w"]:
-        value = self.value.to(x.device)
+    def _change(self, x: Float[Tensor, "b t d"], moment: Moment) -> Float[Tensor, "b t w"]:
+        value = self._value(x, moment)
         if self.op == "add":
             return value.expand(*x.shape[:2], -1)
         if self.op == "project_out":
-            assert not isinstance(self.component, Channels), "channels are zeroed instead"
+            assert isinstance(self.component, Coordinate | Turned), "the others are zeroed instead"
             return -self.component.projection(x)
         old = self.component.values(x)
-        if self.op == "patch":
-            rows = value[offset : offset + x.shape[1]]
-            return nn.functional.pad(rows, (0, 0, 0, x.shape[1] - len(rows))) - old
         new = {
+            "patch": lambda: value.expand_as(old),
             "set": lambda: value.expand_as(old),
             "mean_ablate": lambda: value.expand_as(old),
             "scale": lambda: value * old,
@@ -192,51 +315,60 @@ class Edit:
         }[self.op]()
         return new - old
 
+    def _value(self, x: Float[Tensor, "b t d"], moment: Moment) -> Float[Tensor, "*t w"]:
+        """The value of this pass: [w], or [t, w] as long as the pass."""
+        if self.value.ndim == 3:
+            return self.value[moment.step].to(x.device)
+        if self.value.ndim == 2:
+            here = self.value[moment.offset : moment.offset + x.shape[1]]
+            return nn.functional.pad(here, (0, 0, 0, x.shape[1] - len(here))).to(x.device)
+        return self.value.to(x.device)
+
 
 def edited(
-    x: Float[Tensor, "b t d"], edits: Sequence[Edit], offset: int = 0
+    x: Float[Tensor, "b t d"], edits: Sequence[Edit], moment: Moment = START
 ) -> Float[Tensor, "b t d"]:
     """An activation with all edits made; they are taken to be of its site. Keeps its dtype.
 
     Args:
         x: the activation.
         edits: what to change.
-        offset: the position of its first token.
+        moment: where the pass is.
     """
     total: Tensor | None = None
+    # The same tensor for all edits of the same rows: an SAE that they read encodes it once.
+    parts: dict[tuple[int, int], Tensor] = {}
     for edit in edits:
-        rows = x if edit.row is None else x[edit.row : edit.row + 1]
-        delta = edit.delta(rows, offset)
-        if delta is None:
-            continue
-        if total is None:
-            total = torch.zeros_like(x, dtype=torch.float32)
-        here = slice(None) if edit.row is None else slice(edit.row, edit.row + 1)
-        total[here] += delta
-    return x if total is None else x + total.to(x.dtype)
+        for first, end, sign in edit.rows(len(x), moment):
+            delta = edit.delta(parts.setdefault((first, end), x[first:end]), moment)
+            if delta is None:
+                continue
+            if total is None:
+                total = torch.zeros_like(x, dtype=torch.float32)
+            total[first:end] += sign * delta
+    return x if total is None else (x.float() + total).to(x.dtype)
 
 
 @contextlib.contextmanager
 def applying(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
-    """Make the edits in every pass run inside the block, at the positions that the pass is at.
+    """Make the edits in every pass run inside the block, where each of them says.
 
     Raises `UserError` where a site is not in the model.
     """
-    offset = 0
+    moment = START
 
-    def note_offset(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal offset
-        cache = kwargs.get("past_key_values")
-        offset = 0 if cache is None else int(cache.get_seq_length())
+    def note_moment(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal moment
+        moment = model.moment(kwargs)
 
     by_site: dict[Site, list[Edit]] = {}
     for edit in edits:
         by_site.setdefault(edit.site, []).append(edit)
     with contextlib.ExitStack() as stack:
-        handle = model.net.register_forward_pre_hook(note_offset, with_kwargs=True)
+        handle = model.net.register_forward_pre_hook(note_moment, with_kwargs=True)
         stack.callback(handle.remove)
         for site, here in by_site.items():
-            stack.enter_context(editing(model, site, lambda x, here=here: edited(x, here, offset)))
+            stack.enter_context(editing(model, site, lambda x, here=here: edited(x, here, moment)))
         yield
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from probe.adapters import (
     ForwardStopped,
     HookSide,
+    Moment,
     floats_of,
     module_at,
     with_floats,
@@ -126,6 +127,11 @@ class LanguageModel:
     def in_last_pass(self) -> bool:
         """Every pass stands alone."""
         return True
+
+    def moment(self, arguments: dict[str, Any]) -> Moment:
+        """The position that the pass begins at: what its key-value cache holds already."""
+        cache = arguments.get("past_key_values")
+        return Moment(offset=0 if cache is None else int(cache.get_seq_length()))
 
     @property
     def special_ids(self) -> frozenset[int]:

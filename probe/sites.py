@@ -39,6 +39,7 @@ TensorKind = Literal["input", "output", "update"]
 
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 BLOCK = re.compile(r"(mid|(down|up)\.(0|[1-9][0-9]*))\.(0|[1-9][0-9]*)")
+BLOCK_PATH = re.compile(r"unet\.(?:mid_block|(down|up)_blocks\.([0-9]+))\.attentions\.([0-9]+)")
 GRAMMAR = (
     "resid_pre.L, resid_post.L, attn_out.L, mlp_out.L, mlp_act.L, head_out.L with L a layer "
     "counted from 0; down.B.A, mid.A, up.B.A with [:input|:output|:update] for an image model; or "
@@ -84,6 +85,17 @@ def parse_site(text: str) -> Site:
     if kind in LAYER_KINDS and layer.isdecimal():
         return Site(kind=kind, layer=int(layer))
     raise UserError(f"site {text!r} is not known: wanted {GRAMMAR}.")
+
+
+def block_of_path(path: str) -> str | None:
+    """The name of the block at a dotted path of a pipeline; None where it is none.
+
+    `unet.down_blocks.2.attentions.1` is `down.2.1`.
+    """
+    found = BLOCK_PATH.fullmatch(path)
+    if found is None:
+        return None
+    return f"{found[1] or 'mid'}{'.' + found[2] if found[1] else ''}.{found[3]}"
 
 
 def expand_sites(patterns: Sequence[str], available: Sequence[Site]) -> list[Site]:

@@ -107,13 +107,17 @@ TURBO_SCHEDULE: dict[str, Any] = {
 """How SDXL-Turbo's scheduler is set."""
 
 
-def clip_byte_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with a token for each byte, alone or at a word's end, and no merges."""
+def clip_byte_tokenizer(n_tokens: int = 24) -> CLIPTokenizer:
+    """CLIP's tokenizer with a token for each byte, alone or at a word's end, and no merges.
+
+    Args:
+        n_tokens: how much of a prompt is read, start and end included.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     symbols = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet)]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=n_tokens)
 
 
 def _tiny_text_config(n_tokens: int) -> CLIPTextConfig:

@@ -21,203 +21,104 @@
       "effect": [" sea", " ship"]
     }
 
-**op**: `add`, `set`, `scale`, `clamp`, `zero`, `mean_ablate`, `patch`, `project_out`
-(`probe.interventions` has each one's formula).
+A recipe of images has schema 2 and further keys; it has no `special_tokens` and no `effect`:
 
-**target**: `{"feature": n, "sae": key}`, `{"direction": "file.safetensors"}` (relative to the
-recipe; taken at length 1), `{"neuron": n}` (a channel of the site), `{"head": n}` (at `head_out`
-sites), `"site"` (all of it). A feature, direction or neuron is one number and takes every op (a
-neuron is projected out by `zero`); a head and a site are many and take `scale`, `zero`,
-`mean_ablate` and `patch`.
+      "draw": {"steps": 1, "guidance": 0.0, "height": null, "width": null},
+      "seeds": [42],
+
+**op**: `add`, `set`, `scale`, `clamp`, `zero`, `mean_ablate`, `patch`, `project_out`
+(`probe.interventions` has each one's formula); `transport`: c + strength times the number in the
+run of another prompt; `reconstruct`: the activation becomes what an SAE makes of it.
+
+**target**: `{"feature": n, "sae": key}`, `{"features": [n, ...], "sae": key}`, `{"direction":
+"file.safetensors"}` (relative to the recipe; taken at length 1), `{"neuron": n}` (a channel of the
+site), `{"neurons": [n, ...]}`, `{"head": n}` (at `head_out` sites), `"site"` (all of it), `{"sae":
+key}` (for `reconstruct`). A feature, direction or neuron is one number and takes every op but
+`reconstruct` (a neuron is projected out by `zero`); the others are many and take `scale`, `zero`,
+`mean_ablate` (not features), `patch` and `transport`.
 
 **strength**: for `add`, `set` and `clamp` a value in a unit: `raw` (the number itself), or times
-the `mean`, `max` or `sd` of the target's own activations (of a feature: over the tokens it fires
-on). For `scale` a factor, whose unit is `raw`. The others take none. A target may carry its
-`statistics` (`mean`, `max`, `sd`), so that the recipe means the same where there is no index.
+the `mean`, `max` or `sd` of the target's own activations (of a feature: over the rows it fires on).
+For `scale` and `transport` a factor, whose unit is `raw`. The others take none. A target may carry
+its `statistics` (`mean`, `max`, `sd`), so that the recipe means the same where there is no index.
 
-**positions**: `"all"`, `"prompt"`, `"generated"`, `"last"` (of the prompt), `{"range": [first,
-end]}` (of the prompt, end excluded, negative from its end), `{"text": "..."}` (tokens of the prompt
-that an occurrence reaches into), `{"mask": [...]}` (a truth value for each token of the prompt; for
-an image rows of them). Position 0 and special tokens, on which SAEs are not trained, are left alone
-unless `special_tokens` is true or the mask names them.
+**positions** of text: `"all"`, `"prompt"`, `"generated"`, `"last"` (of the prompt), `{"range":
+[first, end]}` (of the prompt, end excluded, negative from its end), `{"text": "..."}` (tokens of
+the prompt that an occurrence reaches into), `{"mask": [...]}` (a truth value for each token of the
+prompt). Position 0 and special tokens, on which SAEs are not trained, are left alone unless
+`special_tokens` is true or the mask names them.
 
-**steps**: null for all, or `[first, end]` (end excluded or null): step 0 reads the prompt, step n
-the n-th generated token; of a diffusion model, the denoising steps.
+**positions** of images: `"all"`, `{"mask": [[...], ...]}` (rows of weights from 0 to 1, which the
+change is multiplied by; of the size of the site's feature map and no other), `{"canvas": [[...],
+...]}` (the same at any size of the same aspect, such as a painted image's: averaged over areas to
+each site's feature map).
 
-**source**: for `patch`, the other prompt; `positions` have to choose as many tokens there as here.
+**steps**: null for all, or `[first, end]` (end excluded or null). Of text, step 0 reads the prompt,
+step n the n-th generated token; of images they are the denoising steps, counted from 0.
 
-**prompts** are tried where none is given. **effect** lists tokens the recipe is meant to make
-likelier, which the dose-response study measures.
+**rows** of guided images: `conditional` (where it is not said), `both`, or `opposed`: added to the
+conditional row and taken off the unconditional one (`add`, `scale` and `transport` only).
+
+**source**: for `patch` and `transport`, the other prompt. Of text, `positions` have to choose as
+many tokens there as here; of images, the source is drawn from the same seed with the same settings
+and read at the same places and steps.
+
+**prompts** (and **seeds**) are tried where none is given. **effect** lists tokens the recipe is
+meant to make likelier, which the dose-response study measures.
 
 Unknown keys, operations, units or schema numbers are errors.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from probe.diffusion import DrawConfig
 from probe.errors import UserError
-from probe.interventions import Op
+from probe.interventions import Rows
 from probe.runs import write_json
 from probe.sites import parse_site
+from saes.recipe_checks import checked
+from saes.recipe_parts import (
+    Feature,
+    Features,
+    FileDirection,
+    Head,
+    ModelReference,
+    Neuron,
+    Neurons,
+    Op,
+    Positions,
+    Recipe,
+    RecipeEdit,
+    Reconstruction,
+    SaeReference,
+    Statistics,
+    Strength,
+    Target,
+    Unit,
+    WholeSite,
+)
+from saes.strict_json import (
+    as_count,
+    as_counts,
+    as_dict,
+    as_finite,
+    as_object,
+    as_span,
+    as_text,
+    as_texts,
+    as_truth,
+    as_whole,
+)
 
-SCHEMA = 1
-Unit = Literal["raw", "mean", "max", "sd"]
-WITH_STRENGTH: tuple[Op, ...] = ("add", "set", "scale", "clamp")
-FOR_PARTS: tuple[Op, ...] = ("scale", "zero", "mean_ablate", "patch")
-"""What can be done with a head or a whole site, which are many numbers."""
+TEXT, IMAGES = 1, 2
+"""Schema numbers."""
 NAMED_POSITIONS = ("all", "prompt", "generated", "last")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Sizes of a target's activations, that strengths are measured in."""
-
-    mean: float
-    """Mean; of a feature, over the tokens it fires on."""
-    max: float
-    """Largest."""
-    sd: float
-    """Standard deviation, over the same tokens as the mean."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """A latent of an SAE."""
-
-    feature: int
-    """Its number."""
-    sae: str
-    """Key of its SAE in the recipe's `saes`."""
-    statistics: Statistics | None = None
-    """Its activations; None to look in the SAE's index."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileDirection:
-    """A direction that `probe.directions` wrote."""
-
-    direction: str
-    """The file, relative to the recipe's folder."""
-    statistics: Statistics | None = None
-    """Projections on it; None to take those in the file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neuron:
-    """One channel of the site."""
-
-    neuron: int
-    """Its number."""
-    statistics: Statistics | None = None
-    """Its activations; None to measure them on reference text."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """An attention head's output."""
-
-    head: int
-    """Its number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeSite:
-    """All of the site's activation."""
-
-
-Target = Feature | FileDirection | Neuron | Head | WholeSite
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Strength:
-    """How much."""
-
-    value: float
-    """In the unit."""
-    unit: Unit = "raw"
-    """`raw`, or times the target's mean, max or sd."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Positions:
-    """Which tokens."""
-
-    named: str | None = "all"
-    """One of `NAMED_POSITIONS`; None where one of the others says it."""
-    range: tuple[int, int | None] | None = None
-    """First position of the prompt, and one past the last."""
-    text: str | None = None
-    """Text of the prompt whose tokens are meant."""
-    mask: tuple[Any, ...] | None = None
-    """A truth value for each token, or rows of them for an image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipeEdit:
-    """One change."""
-
-    site: str
-    """Where in the model."""
-    op: Op
-    """What is done."""
-    target: Target
-    """To what."""
-    strength: Strength | None = None
-    """How much; None for operations that take none."""
-    positions: Positions = field(default_factory=Positions)
-    """At which tokens."""
-    steps: tuple[int, int | None] | None = None
-    """At which steps; None for all."""
-    source: str | None = None
-    """The prompt to patch from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReference:
-    """The model a recipe is for."""
-
-    spec: str
-    """As `lorgnette capture` takes it."""
-    random_weights: int | None = None
-    """Seed, for a random-weight twin."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaeReference:
-    """An SAE a recipe uses: it is known by its weights; its name says where to look first."""
-
-    name: str
-    """Name of its folder."""
-    weights: str
-    """SHA-256 of its weights' file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What to change in a model. Made by `read_recipe`, or in Python and checked by `checked`."""
-
-    name: str
-    """A few words."""
-    model: ModelReference
-    """What it is for."""
-    edits: tuple[RecipeEdit, ...]
-    """What it changes; all of one site are read from the unedited activation."""
-    saes: Mapping[str, SaeReference] = field(default_factory=dict)
-    """The SAEs that its features belong to, by key."""
-    note: str = ""
-    """What a person should know about it."""
-    special_tokens: bool = False
-    """Edit position 0 and special tokens as well."""
-    prompts: tuple[str, ...] = ()
-    """Prompts to try it on."""
-    effect: tuple[str, ...] = ()
-    """Tokens it is meant to make likelier."""
-    folder: Path | None = None
-    """The folder of its file, which directions are looked for in; not part of the file."""
+PLACED_POSITIONS = ("range", "text", "mask", "canvas")
+ONLY_TEXT, ONLY_IMAGES = {"special_tokens", "effect"}, {"draw", "seeds"}
 
 
 # -------------------------------------------------------------------------------- from and to JSON
@@ -236,54 +137,61 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe_from(found: Any, where: str = "the recipe", *, folder: Path | None = None) -> Recipe:
     """A recipe from parsed JSON. Raises `UserError` naming `where`, and what is wrong."""
-    top = _object(found, where, {"schema", "name", "model", "edits"}, _names(Recipe) - {"folder"})
-    if top["schema"] != SCHEMA:
-        raise UserError(
-            f"{where} has schema {top['schema']!r} and this version reads {SCHEMA}; write it again "
-            "with this version, or use the version that wrote it."
-        )
-    model = _object(top["model"], f"model of {where}", {"spec"}, _names(ModelReference))
-    saes = _dict(top.get("saes", {}), f"saes of {where}")
+    top = _top(found, where)
+    model = as_object(top["model"], f"model of {where}", {"spec"}, _names(ModelReference))
+    seed = as_whole(model.get("random_weights"), f"random_weights of {where}", True)
+    saes = as_dict(top.get("saes", {}), f"saes of {where}")
     edits = top["edits"]
     if not isinstance(edits, list) or not edits:
         raise UserError(f"edits of {where} must be a list of one edit or more.")
     recipe = Recipe(
-        name=_text(top["name"], f"name of {where}"),
-        note=_text(top.get("note", ""), f"note of {where}"),
+        name=as_text(top["name"], f"name of {where}"),
+        note=as_text(top.get("note", ""), f"note of {where}"),
         model=ModelReference(
-            spec=_text(model["spec"], f"model's spec of {where}"),
-            random_weights=_whole(model.get("random_weights"), f"random_weights of {where}", True),
+            spec=as_text(model["spec"], f"model's spec of {where}"), random_weights=seed
         ),
         saes={key: _sae(value, f"SAE {key!r} of {where}") for key, value in saes.items()},
         edits=tuple(_edit(edit, f"edit {i} of {where}") for i, edit in enumerate(edits, 1)),
-        special_tokens=_truth(top.get("special_tokens", False), f"special_tokens of {where}"),
-        prompts=_texts(top.get("prompts", []), f"prompts of {where}"),
-        effect=_texts(top.get("effect", []), f"effect of {where}"),
+        special_tokens=as_truth(top.get("special_tokens", False), f"special_tokens of {where}"),
+        prompts=as_texts(top.get("prompts", []), f"prompts of {where}"),
+        effect=as_texts(top.get("effect", []), f"effect of {where}"),
+        draw=_draw(top["draw"], f"draw of {where}") if "draw" in top else None,
+        seeds=as_counts(top["seeds"], f"seeds of {where}") if top.get("seeds", []) != [] else (),
         folder=folder,
     )
     return checked(recipe, where)
 
 
-def checked(recipe: Recipe, where: str = "the recipe") -> Recipe:
-    """The recipe, once what it says fits together. Raises `UserError` naming `where`."""
-    for i, edit in enumerate(recipe.edits, 1):
-        _check_edit(edit, recipe, f"edit {i} of {where}")
-    return recipe
+def _top(found: Any, where: str) -> dict[str, Any]:
+    """A recipe's JSON with the keys of its schema and no others."""
+    needed, known = {"schema", "name", "model", "edits"}, _names(Recipe) - {"folder"} | {"schema"}
+    schema = as_object(found, where, needed, known)["schema"]
+    if schema not in (TEXT, IMAGES) or isinstance(schema, bool):
+        raise UserError(
+            f"{where} has schema {schema!r} and this version reads {TEXT} (of texts) and {IMAGES} "
+            "(of images); write it again with this version, or use the version that wrote it."
+        )
+    if schema == TEXT:
+        return as_object(found, f"{where}, of schema {TEXT} (texts),", needed, known - ONLY_IMAGES)
+    where = f"{where}, of schema {IMAGES} (images),"
+    return as_object(found, where, needed | {"draw"}, known - ONLY_TEXT)
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as its file holds it."""
-    return {
-        "schema": SCHEMA,
+    document = {
+        "schema": TEXT if recipe.draw is None else IMAGES,
         "name": recipe.name,
         "note": recipe.note,
         "model": asdict(recipe.model),
         "saes": {key: asdict(sae) for key, sae in recipe.saes.items()},
         "edits": [_edit_json(edit) for edit in recipe.edits],
-        "special_tokens": recipe.special_tokens,
-        "prompts": list(recipe.prompts),
-        "effect": list(recipe.effect),
     }
+    prompts = {"prompts": list(recipe.prompts)}
+    if recipe.draw is not None:
+        return document | {"draw": asdict(recipe.draw)} | prompts | {"seeds": list(recipe.seeds)}
+    document |= {"special_tokens": recipe.special_tokens} | prompts
+    return document | {"effect": list(recipe.effect)}
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -293,20 +201,23 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def _edit_json(edit: RecipeEdit) -> dict[str, Any]:
     positions = edit.positions
-    others = {"range": positions.range, "text": positions.text, "mask": positions.mask}
-    shown: Any = positions.named or {k: v for k, v in others.items() if v is not None}
+    shown: Any = positions.named or _without_none(
+        {name: getattr(positions, name) for name in PLACED_POSITIONS}
+    )
     target = "site" if isinstance(edit.target, WholeSite) else _without_none(asdict(edit.target))
     document = {
         "site": edit.site,
         "op": edit.op,
         "target": target,
         "strength": None if edit.strength is None else asdict(edit.strength),
-        "positions": json.loads(json.dumps(shown)),
+        "positions": shown,
         "steps": None if edit.steps is None else list(edit.steps),
         "source": edit.source,
+        "rows": None if edit.rows == "conditional" else edit.rows,
     }
-    optional = {"strength", "source"}
-    return {k: v for k, v in document.items() if not (k in optional and v is None)}
+    optional = {"strength", "source", "rows"}
+    shortened = {k: v for k, v in document.items() if not (k in optional and v is None)}
+    return json.loads(json.dumps(shortened))
 
 
 def _without_none(found: dict[str, Any]) -> dict[str, Any]:
@@ -317,12 +228,14 @@ def _without_none(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sae(found: Any, where: str) -> SaeReference:
-    values = _object(found, where, _names(SaeReference), _names(SaeReference))
-    return SaeReference(**{key: _text(value, f"{key} of {where}") for key, value in values.items()})
+    values = as_object(found, where, _names(SaeReference), _names(SaeReference))
+    return SaeReference(
+        **{key: as_text(value, f"{key} of {where}") for key, value in values.items()}
+    )
 
 
 def _edit(found: Any, where: str) -> RecipeEdit:
-    values = _object(found, where, {"site", "op", "target"}, _names(RecipeEdit))
+    values = as_object(found, where, {"site", "op", "target"}, _names(RecipeEdit))
     if values["op"] not in get_args(Op):
         raise UserError(
             f"{where} has op {values['op']!r}; wanted one of {', '.join(get_args(Op))}."
@@ -330,203 +243,127 @@ def _edit(found: Any, where: str) -> RecipeEdit:
     source = values.get("source")
     strength = values.get("strength")
     return RecipeEdit(
-        site=str(parse_site(_text(values["site"], f"site of {where}"))),
+        site=str(parse_site(as_text(values["site"], f"site of {where}"))),
         op=values["op"],
         target=_target(values["target"], where),
         strength=None if strength is None else _strength(strength, where),
         positions=_positions(values.get("positions", "all"), where),
-        steps=_span(values.get("steps"), f"steps of {where}"),
-        source=None if source is None else _text(source, f"source of {where}"),
+        steps=as_span(values.get("steps"), f"steps of {where}"),
+        source=None if source is None else as_text(source, f"source of {where}"),
+        rows=_rows(values.get("rows", "conditional"), where),
     )
 
 
 def _target(found: Any, where: str) -> Target:
     if found == "site":
         return WholeSite()
-    kinds: dict[str, Callable[[dict[str, Any]], Target]] = {
-        "feature": lambda values: Feature(
-            feature=_count(values["feature"], f"feature of {where}"),
-            sae=_text(values.get("sae"), f"sae of the target of {where}"),
-            statistics=_statistics(values.get("statistics"), where),
-        ),
-        "direction": lambda values: FileDirection(
-            direction=_text(values["direction"], f"direction of {where}"),
-            statistics=_statistics(values.get("statistics"), where),
-        ),
-        "neuron": lambda values: Neuron(
-            neuron=_count(values["neuron"], f"neuron of {where}"),
-            statistics=_statistics(values.get("statistics"), where),
-        ),
-        "head": lambda values: Head(head=_count(values["head"], f"head of {where}")),
-    }
-    kind = next((name for name in kinds if isinstance(found, dict) and name in found), None)
+    kind = next((name for name in TARGETS if isinstance(found, dict) and name in found), None)
     if kind is None:
         raise UserError(
-            f'the target of {where} must be {{"feature": n, "sae": key}}, {{"direction": file}}, '
-            f'{{"neuron": n}}, {{"head": n}} or "site"; got {found!r}.'
+            f'the target of {where} must be {{"feature": n, "sae": key}}, {{"features": [n, ...], '
+            '"sae": key}, {"direction": file}, {"neuron": n}, {"neurons": [n, ...]}, {"head": n}, '
+            f'{{"sae": key}} or "site"; got {found!r}.'
         )
-    allowed = {"feature": _names(Feature), "direction": _names(FileDirection)}
-    others = {"neuron": _names(Neuron), "head": _names(Head)}
-    return kinds[kind](_object(found, f"target of {where}", {kind}, (allowed | others)[kind]))
+    target, value = TARGETS[kind]
+    needed = {kind} | ({"sae"} & _names(target))
+    values = as_object(found, f"target of {where}", needed, _names(target))
+    parts: dict[str, Any] = {kind: value(values[kind], f"{kind} of {where}")}
+    if "sae" in needed:
+        parts["sae"] = as_text(values["sae"], f"sae of the target of {where}")
+    if "statistics" in values:
+        parts["statistics"] = _statistics(values["statistics"], where)
+    return target(**parts)
+
+
+TARGETS: dict[str, tuple[type, Callable[[Any, str], Any]]] = {
+    "feature": (Feature, as_count),
+    "features": (Features, as_counts),
+    "direction": (FileDirection, as_text),
+    "neuron": (Neuron, as_count),
+    "neurons": (Neurons, as_counts),
+    "head": (Head, as_count),
+    "sae": (Reconstruction, as_text),
+}
+"""Targets by the key that tells them apart, and how its value is read."""
 
 
 def _statistics(found: Any, where: str) -> Statistics | None:
     if found is None:
         return None
     wanted = _names(Statistics)
-    values = _object(found, f"statistics of {where}", wanted, wanted)
-    return Statistics(**{k: _finite(v, f"{k} of the target of {where}") for k, v in values.items()})
+    values = as_object(found, f"statistics of {where}", wanted, wanted)
+    return Statistics(
+        **{k: as_finite(v, f"{k} of the target of {where}") for k, v in values.items()}
+    )
 
 
 def _strength(found: Any, where: str) -> Strength:
     if isinstance(found, int | float) and not isinstance(found, bool):
-        return Strength(value=_finite(found, f"strength of {where}"))
-    values = _object(found, f"strength of {where}", {"value"}, _names(Strength))
+        return Strength(value=as_finite(found, f"strength of {where}"))
+    values = as_object(found, f"strength of {where}", {"value"}, _names(Strength))
     unit = values.get("unit", "raw")
     if unit not in get_args(Unit):
         units = ", ".join(get_args(Unit))
         raise UserError(f"strength of {where} has unit {unit!r}; wanted one of {units}.")
-    return Strength(value=_finite(values["value"], f"strength of {where}"), unit=unit)
+    return Strength(value=as_finite(values["value"], f"strength of {where}"), unit=unit)
+
+
+def _rows(found: Any, where: str) -> Rows:
+    known = ("conditional", "both", "opposed")
+    if found not in known:
+        raise UserError(f"rows of {where} must be one of {', '.join(known)}; got {found!r}.")
+    return found
+
+
+def _draw(found: Any, where: str) -> DrawConfig:
+    values = as_object(found, where, set(), _names(DrawConfig))
+    sizes = {
+        name: as_whole(values[name], f"{name} of {where}", name != "steps")
+        for name in ("steps", "height", "width")
+        if name in values
+    }
+    guidance = as_finite(values.get("guidance", 0.0), f"guidance of {where}")
+    return DrawConfig(**sizes, guidance=guidance)  # type: ignore[arg-type]
 
 
 def _positions(found: Any, where: str) -> Positions:
     if isinstance(found, str) and found in NAMED_POSITIONS:
         return Positions(named=found)
-    kinds = ("range", "text", "mask")
+    kinds = PLACED_POSITIONS
     if not isinstance(found, dict) or len(found) != 1 or next(iter(found)) not in kinds:
         raise UserError(
             f"positions of {where} must be one of {', '.join(NAMED_POSITIONS)}, "
-            f'{{"range": [first, end]}}, {{"text": ...}} or {{"mask": [...]}}; got {found!r}.'
+            '{"range": [first, end]}, {"text": ...}, {"mask": [...]} or {"canvas": [[...]]}; got '
+            f"{found!r}."
         )
     kind, value = next(iter(found.items()))
     if kind == "range":
-        return Positions(named=None, range=_span(value, f"range of {where}", negative=True))
+        return Positions(named=None, range=as_span(value, f"range of {where}", negative=True))
     if kind == "text":
-        return Positions(named=None, text=_text(value, f"text of the positions of {where}"))
-    return Positions(named=None, mask=_mask(value, f"mask of {where}"))
+        return Positions(named=None, text=as_text(value, f"text of the positions of {where}"))
+    if kind == "canvas":
+        return Positions(named=None, canvas=_weights(value, f"canvas of {where}"))
+    if isinstance(value, list) and value and all(isinstance(one, bool) for one in value):
+        return Positions(named=None, mask=tuple(value))
+    return Positions(named=None, mask=_weights(value, f"mask of {where}"))
 
 
-def _mask(found: Any, where: str) -> tuple[Any, ...]:
+def _weights(found: Any, where: str) -> tuple[tuple[float, ...], ...]:
     rows = found if isinstance(found, list) else []
-    flat = all(isinstance(value, bool) for value in rows)
-    image = all(
-        isinstance(row, list) and row and len(row) == len(rows[0]) and _all_truths(row)
+    if not rows or not all(
+        isinstance(row, list) and row and len(row) == len(rows[0]) and all(map(_is_weight, row))
         for row in rows
-    )
-    if not rows or not (flat or image):
+    ):
         raise UserError(
-            f"{where} must be a list of true and false, a value for each token, or rows of them "
-            "of one length."
+            f"{where} must be a list of true and false, a value for each token, or, of an image, "
+            "rows of one length of weights from 0 to 1."
         )
-    return tuple(rows) if flat else tuple(tuple(row) for row in rows)
+    return tuple(tuple(float(weight) for weight in row) for row in rows)
 
 
-def _all_truths(row: list[Any]) -> bool:
-    return all(isinstance(value, bool) for value in row)
-
-
-def _check_edit(edit: RecipeEdit, recipe: Recipe, where: str) -> None:
-    """Raise `UserError` where the parts of an edit do not fit together."""
-    many = isinstance(edit.target, Head | WholeSite)
-    if many and edit.op not in FOR_PARTS:
-        part = "head" if isinstance(edit.target, Head) else "site"
-        raise UserError(
-            f"{where} wants to {edit.op} a whole {part}, which is many numbers; wanted one of "
-            f"{', '.join(FOR_PARTS)}."
-        )
-    if isinstance(edit.target, Neuron) and edit.op == "project_out":
-        raise UserError(f"{where} wants to project out a neuron; op zero does that.")
-    if isinstance(edit.target, Head) and not edit.site.startswith("head_out."):
-        raise UserError(f"{where} is of a head, which is at head_out sites; got {edit.site}.")
-    if isinstance(edit.target, Feature) and edit.target.sae not in recipe.saes:
-        there = ", ".join(recipe.saes) or "none"
-        raise UserError(f"{where} uses the SAE {edit.target.sae!r}, and saes has {there}; add it.")
-    if (edit.strength is not None) != (edit.op in WITH_STRENGTH):
-        needs = "needs a strength" if edit.op in WITH_STRENGTH else "takes no strength"
-        raise UserError(f"{where}: op {edit.op} {needs}.")
-    if edit.strength is not None and not math.isfinite(edit.strength.value):
-        raise UserError(f"strength of {where} must be a finite number; got {edit.strength.value}.")
-    if edit.op == "scale" and edit.strength is not None and edit.strength.unit != "raw":
-        raise UserError(f"{where}: a factor to scale by has no unit but raw.")
-    if (edit.source is not None) != (edit.op == "patch"):
-        needs = "needs a source prompt" if edit.op == "patch" else "takes no source"
-        raise UserError(f"{where}: op {edit.op} {needs}.")
-
-
-# ----------------------------------------------------------------------------------- plain values
+def _is_weight(found: Any) -> bool:
+    return isinstance(found, int | float) and 0 <= found <= 1
 
 
 def _names(kind: type) -> set[str]:
-    return {one.name for one in fields(kind)} | ({"schema"} if kind is Recipe else set())
-
-
-def _dict(found: Any, where: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise UserError(f"{where} must be a JSON object; got {type(found).__name__}.")
-    return found
-
-
-def _object(found: Any, where: str, needed: set[str], known: set[str]) -> dict[str, Any]:
-    values = _dict(found, where)
-    if unknown := sorted(set(values) - known):
-        raise UserError(
-            f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}."
-        )
-    if missing := sorted(needed - set(values)):
-        raise UserError(f"{where} lacks {missing[0]!r}; add it.")
-    return values
-
-
-def _text(found: Any, where: str) -> str:
-    if not isinstance(found, str):
-        raise UserError(f"{where} must be a text; got {found!r}.")
-    return found
-
-
-def _texts(found: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(found, list):
-        raise UserError(f"{where} must be a list of texts; got {found!r}.")
-    return tuple(_text(value, where) for value in found)
-
-
-def _truth(found: Any, where: str) -> bool:
-    if not isinstance(found, bool):
-        raise UserError(f"{where} must be true or false; got {found!r}.")
-    return found
-
-
-def _whole(found: Any, where: str, optional: bool) -> int | None:
-    if optional and found is None:
-        return None
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise UserError(f"{where} must be a whole number; got {found!r}.")
-    return found
-
-
-def _count(found: Any, where: str) -> int:
-    value = _whole(found, where, False)
-    assert value is not None
-    if value < 0:
-        raise UserError(f"{where} must be 0 or more; got {value}.")
-    return value
-
-
-def _finite(found: Any, where: str) -> float:
-    number = isinstance(found, int | float) and not isinstance(found, bool)
-    if not number or not math.isfinite(found):
-        raise UserError(f"{where} must be a finite number; got {found!r}.")
-    return float(found)
-
-
-def _span(found: Any, where: str, *, negative: bool = False) -> Any:
-    """`[first, end]`, end excluded, or null for no end; None where there is none."""
-    if found is None:
-        return None
-    if not isinstance(found, list) or len(found) != 2:
-        raise UserError(f"{where} must be [first, end], end excluded or null; got {found!r}.")
-    first, end = _whole(found[0], where, False), _whole(found[1], where, True)
-    assert first is not None
-    same_side = end is not None and (first < 0) == (end < 0)
-    if (not negative and first < 0) or (same_side and end is not None and end <= first):
-        raise UserError(f"{where} must name one or more, counted from 0; got {found!r}.")
-    return (first, end)
+    return {one.name for one in fields(kind)}

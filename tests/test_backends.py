@@ -30,7 +30,7 @@ from probe.toy import tiny_gpt2, tiny_llama
 from saes.activations import TopK
 from saes.constraints import initialise
 from saes.models import SaeConfig, SparseAutoencoder
-from saes.steering import Reader
+from saes.recipe_saes import Reader
 
 OTHERS = ("transformer_lens", "nnsight")
 

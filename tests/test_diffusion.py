@@ -13,7 +13,7 @@ from probe.adapters import Model
 from probe.capture import capturing, site_width
 from probe.diffusion import DiffusionModel, DrawConfig, Generated, block_path
 from probe.errors import Failure, UserError
-from probe.interventions import Channels, Edit, Where, applying, editing
+from probe.interventions import Channels, Edit, Places, applying, editing
 from probe.models import load_image_model, load_language_model, load_model, weights_checksum
 from probe.passes import read_passes
 from probe.pipelines import is_pipeline
@@ -303,13 +303,13 @@ def test_an_edit_can_choose_steps_rows_and_places(sdxl) -> None:
 
 def test_edits_as_data_reach_the_places_they_name(sdxl) -> None:
     site = FOUR[3]
-    places = torch.zeros(16, dtype=torch.bool)
-    places[[1, 4]] = True
+    places = torch.zeros(16)
+    places[[1, 4]] = 1
     edit = Edit(
         site=site,
         component=Channels(start=0, stop=16),
         op="add",
-        where=Where(prompt=places),
+        where=Places(mask=places),
         value=torch.full((16,), 2.0),
     )
     before = read_passes(sdxl, ["a"], [0], DrawConfig(), [site]).values[site]

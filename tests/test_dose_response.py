@@ -28,8 +28,9 @@ from probe.generation import prompt_tokens
 from probe.interventions import applying
 from probe.models import load_language_model
 from probe.sites import parse_site
+from saes.recipe_making import feature_recipe
 from saes.recipes import Strength, write_recipe
-from saes.steering import Steering, feature_recipe, prepare
+from saes.steering import Steering, prepare
 
 SMALL = Config(
     times=(0.5, 1.0), prompts=4, written=2, new_tokens=6, sequences=2, controls=3, device="cpu"

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from image_tree import D_SAE, GRID, SITE, make_image_tree, make_index, make_sae, make_store
+from image_index_tree import D_SAE, GRID, SITE, make_image_tree, make_index, make_sae, make_store
 from test_features import Firing, Stopped, by_feature, expected_examples
 
 from probe.errors import Failure

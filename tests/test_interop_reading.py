@@ -352,7 +352,7 @@ def test_sdxl_unbox(tmp_path: Path):
     formula = write_sdxl_unbox(tmp_path / name / "final")
     imported = read_peer(tmp_path / name / "final")
     assert imported.format == "sdxl-unbox"
-    assert imported.metadata["site"] == "module:unet.down_blocks.2.attentions.1:update"
+    assert imported.metadata["site"] == "down.2.1"
     assert any("output minus input" in note for note in imported.notes)
     assert_same(imported, formula, rows_for(0, D))
     assert_same(read_peer(tmp_path / name / "final" / "state_dict.pth"), formula, rows_for(0, D))

@@ -30,9 +30,9 @@ from saes.activations import (
 )
 from saes.interop.freezing import freeze
 from saes.interop.reading import read_peer
-from saes.interop.sdxl_unbox import FeatureScales, feature_scales
 from saes.interop.writing import write_peer
 from saes.models import Normalize, SaeConfig, SparseAutoencoder
+from saes.scales import FeatureScales, feature_scales
 
 D, L, K = 7, 29, 4
 METADATA = {"model_name": "gpt2", "hook_name": "blocks.1.hook_resid_post", "site": "resid_post.1"}

@@ -18,6 +18,8 @@ from probe.interventions import Channels, applying
 from probe.models import load_language_model
 from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
+from saes.recipe_making import feature_recipe
+from saes.recipe_saes import find_sae, sae_reference
 from saes.recipes import (
     Feature,
     ModelReference,
@@ -32,7 +34,7 @@ from saes.recipes import (
     to_json,
     write_recipe,
 )
-from saes.steering import feature_recipe, find_sae, prepare, reference_values, sae_reference
+from saes.steering import prepare, reference_values
 
 PROMPT = "Rain fell on the harbour"
 PLACE = parse_site(SITE)
@@ -82,8 +84,11 @@ def test_every_part_is_written_and_read_back(browsed, tmp_path):
             "op": "scale",
             "site": "head_out.1",
             "target": {"head": 1},
-            "positions": {"mask": [[True, False], [False, True]]},
+            "positions": {"mask": [True, False]},
         },
+        {"op": "transport", "source": "The sea", "target": {"features": [3, 1], "sae": "main"}},
+        {"op": "zero", "strength": "absent", "target": {"neurons": [4, 2]}},
+        {"op": "reconstruct", "strength": "absent", "target": {"sae": "main"}},
     ]
     whole = document(browsed)
     whole["edits"] = [document(browsed, **part)["edits"][0] for part in parts]
@@ -119,10 +124,24 @@ def test_every_part_is_written_and_read_back(browsed, tmp_path):
         ({"positions": {"range": [3]}}, "must be [first, end]"),
         ({"positions": {"mask": []}}, "must be a list of true and false"),
         ({"positions": {"mask": [1, 0]}}, "must be a list of true and false"),
-        ({"positions": {"mask": [[True], [True, False]]}}, "rows of them of one length"),
+        (
+            {"positions": {"mask": [[True], [True, False]]}},
+            "rows of one length of weights from 0 to 1",
+        ),
         ({"steps": [-1, 2]}, "counted from 0"),
         ({"op": "patch", "strength": "absent"}, "op patch needs a source prompt"),
         ({"source": "x"}, "op add takes no source"),
+        ({"op": "transport"}, "op transport needs a source prompt"),
+        ({"op": "reconstruct", "strength": "absent"}, "belong together"),
+        ({"target": {"sae": "main"}}, "belong together"),
+        ({"target": {"features": [1, 1], "sae": "main"}}, "must name each once"),
+        ({"target": {"features": [], "sae": "main"}}, "one whole number or more"),
+        ({"target": {"features": [1, 2], "sae": "main"}}, "wants to add a whole set of features"),
+        ({"positions": {"mask": [[True, False]]}}, "the mask is of an image, 1 by 2"),
+        ({"positions": {"canvas": [[0.5]]}}, "the mask is of an image"),
+        ({"rows": "both"}, "rows of guidance, which only images have"),
+        ({"rows": "none"}, "must be one of conditional, both, opposed"),
+        ({"site": "mid.0"}, "a block of an image model"),
         (
             {"op": "project_out", "strength": "absent", "target": {"neuron": 1}},
             "op zero does that",
@@ -143,7 +162,9 @@ def test_a_wrong_file_is_refused_in_a_sentence(browsed, tmp_path):
     with pytest.raises(UserError, match="not readable as JSON"):
         read_recipe(path)
     for change, sentence in (
-        ({"schema": 2}, "has schema 2 and this version reads 1"),
+        ({"schema": 3}, "has schema 3 and this version reads 1 (of texts) and 2 (of images)"),
+        ({"draw": {}}, "of schema 1 (texts), has the unknown key 'draw'"),
+        ({"schema": 2}, "of schema 2 (images), has the unknown key 'effect'"),
         ({"edits": []}, "must be a list of one edit or more"),
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"model": "smollm2"}, "must be a JSON object; got str"),
@@ -198,7 +219,6 @@ def test_positions_that_do_not_fit_the_prompt_are_refused(browsed, model):
     tokens = prompt_tokens(model, PROMPT)
     for positions, sentence in (
         ({"mask": [True]}, f"the mask has 1 values and the prompt {len(tokens)} tokens"),
-        ({"mask": [[True, False]]}, "the mask is of an image, 1 by 2"),
         ({"range": [40, 50]}, "is not in the prompt"),
         ({"text": "whale"}, "the text 'whale' is not in the prompt"),
         ({"range": [0, 1]}, "chooses no token of the prompt"),

@@ -28,6 +28,7 @@ from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy,
 from probe.toyturbo.unet_training import (
     PHASES,
     Drawn,
+    Scaffold,
     Teaching,
     bypassing,
     draw_examples,
@@ -105,6 +106,7 @@ def test_one_step_of_the_pipeline_is_the_training_formula(parts):
             latents=torch.zeros(3, 4, 32, 32),
             timesteps=timesteps,
             weight=torch.ones(3, 1, 32, 32),
+            scores=torch.zeros(3, 32, 8, 8),
             context=context,
             pooled=pooled,
         ),
@@ -130,11 +132,11 @@ def test_idle_blocks_are_the_identity_that_training_leaves_out(parts):
 
 def test_phases_train_what_they_say(parts):
     *_, unet = parts
-    unet = type(unet).from_config(unet.config)
+    scaffold = Scaffold(type(unet).from_config(unet.config))
 
     def trained(phase):
-        prepare_phase(unet, phase)
-        return {name for name, p in unet.named_parameters() if p.requires_grad}
+        prepare_phase(scaffold, phase)
+        return {name for name, p in scaffold.unet.named_parameters() if p.requires_grad}
 
     layout, shape, texture, joint = map(trained, PHASES)
     up = {"up_blocks.0.attentions.0.proj_out.weight", "up_blocks.0.attentions.1.proj_out.weight"}

@@ -11,6 +11,7 @@ from probe.toyturbo.briefs import (
     captions,
     describe,
     draw_briefs,
+    scores,
     settle,
 )
 from probe.toyturbo.fitting import seeded
@@ -135,35 +136,52 @@ def test_every_word_is_one_token_and_captions_fit():
         assert str(tokenizer.decode(ids, skip_special_tokens=True)).split() == caption.split()
 
 
-UPPER, LOWER, MIDDLE = "upper", "lower", "middle"
+SIGNS = {
+    "mean": (1, 1, 1, 1),
+    "across": (1, -1, 1, -1),
+    "down": (1, 1, -1, -1),
+    "chequered": (1, -1, -1, 1),
+}
 
 
-def noise_of(cell: int, scores: dict[tuple[str, int], float]) -> torch.Tensor:
-    """Noise that is zero but for some patches of a cell, each of one height."""
+def noise_of(cell: int, heights: dict[tuple[str, int], float]) -> torch.Tensor:
+    """Noise with some contrasts in every patch of a cell, quarter by quarter; else zero."""
     noise, (row, column) = torch.zeros(1, 4, LATENT_SIDE, LATENT_SIDE), divmod(cell, 2)
-    inner = {UPPER: (1, 1), LOWER: (2, 2), MIDDLE: (0 if row else 3, 0 if column else 3)}
-    for (patch, channel), score in scores.items():
-        y, x = 16 * row + 4 * inner[patch][0], 16 * column + 4 * inner[patch][1]
-        noise[0, channel, y : y + 4, x : x + 4] = score
+    for (kind, channel), height in heights.items():
+        for y in range(16 * row, 16 * row + 16):
+            for x in range(16 * column, 16 * column + 16):
+                quarter = 2 * (y % 4 // 2) + x % 4 // 2
+                noise[0, channel, y, x] += SIGNS[kind][quarter] * height
     return noise
 
 
+def test_scores_are_those_of_the_patches_one_by_one():
+    noise = noise_of(1, {("across", 2): 0.5, ("mean", 3): -0.25})
+    expected = torch.zeros(1, 4, 16)
+    # 256 latents of one height sum to 256 h; a standard normal score is the sum over 16.
+    expected[0, 1, 4 + 2], expected[0, 1, 3] = 16 * 0.5, 16 * -0.25
+    assert torch.allclose(scores(noise), expected, atol=1e-5)
+    white = scores(torch.randn(4000, 4, 32, 32, generator=seeded(3))).flatten(1)
+    assert torch.allclose(torch.cov(white.T), torch.eye(64), atol=0.1)
+
+
 def test_noise_fills_the_gaps_by_the_written_rule():
-    bottom_left = {
-        (UPPER, 0): 1, (UPPER, 1): 1, (UPPER, 2): -1,  # 4 + 2 + 0: purple
-        (UPPER, 3): 1,  # large
-        (LOWER, 0): 1, (LOWER, 1): -1,  # 2 + 0: triangle
-        (LOWER, 2): -1, (LOWER, 3): -0.1,  # just past half the circle: the second third
-        (MIDDLE, 3): 2,  # this cell
+    thing = {
+        ("mean", 0): 1, ("mean", 1): 1, ("mean", 2): -1,  # 4 + 2 + 0: purple
+        ("mean", 3): 1,  # large
+        ("across", 0): 1, ("across", 1): -1,  # 2 + 0: triangle
+        ("across", 2): -1, ("across", 3): -0.1,  # just past half the circle: the second third
+        ("down", 0): 2,  # this cell
+        ("down", 1): -1, ("down", 2): 1,  # 0 + 1: brown
+        ("chequered", 0): 1, ("chequered", 1): 1,  # 2 + 1: below
     }  # fmt: skip
-    top_left = {(MIDDLE, 0): -1, (MIDDLE, 1): 1}  # 0 + 1: brown
-    bottom_right = {(MIDDLE, 0): 1, (MIDDLE, 1): 1}  # 2 + 1: below
-    noise = noise_of(2, bottom_left) + noise_of(0, top_left) + noise_of(3, bottom_right)
+    # More than a cell's worth elsewhere turns the scene's signs, not the thing's.
+    elsewhere = noise_of(0, {("down", 1): 3, ("mean", 0): -9})
     open_ = brief(1, [UNSAID] * 5, None, [UNSAID, UNSAID])
-    scene = settle(open_, noise)
-    thing = [TRIANGLE, PURPLE, LARGE, STRIPED]
-    assert scene.things[0].tolist() == [[ABSENT] * 4, [ABSENT] * 4, thing, [ABSENT] * 4]
-    assert scene.surround.tolist() == [[1, BELOW]]
+    scene = settle(open_, noise_of(2, thing) + elsewhere)
+    drawn = [TRIANGLE, PURPLE, LARGE, STRIPED]
+    assert scene.things[0].tolist() == [[ABSENT] * 4, [ABSENT] * 4, drawn, [ABSENT] * 4]
+    assert scene.surround.tolist() == [[3, BELOW]]
 
 
 def test_what_is_said_is_drawn_whatever_the_noise():
@@ -180,7 +198,7 @@ def test_what_is_said_is_drawn_whatever_the_noise():
 def test_a_thing_without_a_place_keeps_off_the_other():
     open_ = brief(2, [UNSAID, DISC, RED, SMALL, PLAIN], [2, CROSS, BLUE, LARGE, PLAIN], [0, 0])
     # The noise would rather have the cell that is taken.
-    scene = settle(open_, noise_of(2, {(MIDDLE, 3): 9}) + noise_of(1, {(MIDDLE, 3): 1}))
+    scene = settle(open_, noise_of(2, {("down", 0): 9}) + noise_of(1, {("down", 0): 1}))
     assert scene.factor("shape").tolist() == [[ABSENT, DISC, CROSS, ABSENT]]
 
 

@@ -32,8 +32,8 @@ from saes.interop import delphi, neuronpedia
 from saes.interop.names import module_of_site
 from saes.interop.neuronpedia import NeuronpediaOptions
 from saes.interop.reading import read_peer
-from saes.interop.sdxl_unbox import FeatureScales, feature_scales
 from saes.interop.writing import writable_form, write_peer
+from saes.scales import FeatureScales, feature_scales
 
 TITLE = "lorgnette convert would write"
 
@@ -187,7 +187,9 @@ def into_weights(command: Command, placed: Placed) -> Path | None:
 
 
 def find_scales(placed: Placed, rows: Float[Tensor, "n d"] | None) -> FeatureScales | None:
-    """How strongly each feature fires: by the SAE's index where it has one, else by `rows`."""
+    """How strongly each feature fires: as the SAE came with it, by its index, else by `rows`."""
+    if placed.imported.scales is not None:
+        return placed.imported.scales
     index = placed.newest_index()
     if index is not None:
         numbers = index.numbers()

@@ -69,8 +69,8 @@ def _any_feature(record: data.SaeRecord) -> int:
 
 def feature_document(record: data.SaeRecord, feature: int) -> dict[str, Any]:
     """The recipe to begin with: add a feature with its largest activation."""
+    from saes.recipe_making import feature_recipe
     from saes.recipes import Statistics, Strength, to_json
-    from saes.steering import feature_recipe
 
     known = None
     if record.index is not None:

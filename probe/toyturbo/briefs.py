@@ -5,19 +5,20 @@ A `Brief` is a scene with gaps. `describe` writes it as a caption:
     a large red striped disc at the top left and a small thing on a navy background lit from above
 
 `settle` fills the gaps from the noise that the image will be drawn from, so that a caption and a
-noise together mean exactly one scene. The noise [4, 32, 32] is seen as 8 x 8 patches of 4 x 4, the
-resolution of the U-Net's deepest level; the mean of a patch in a channel, times 4, is a standard
-normal number. A cell of the scene has 4 x 4 patches. Of its upper left patch but one (row 1, column
-1), its lower right but one (2, 2), and its patch at the middle of the image:
+noise together mean exactly one scene. Its rule goes by sums over the noise [4, 32, 32] that a U-Net
+comes by easily: the noise is seen as 8 x 8 patches of 4 x 4 (the resolution of the deepest level),
+each patch as 2 x 2 quarters, and of every patch and channel the mean of the quarters, their
+left-right, top-bottom and chequered contrast are taken and summed over the cell's 4 x 4 patches.
+Scaled, these sixteen scores of a cell are independent standard normal numbers:
 
-    colour      three signs: channels 0, 1 and 2 of the upper left patch
-    size        a sign: its channel 3
-    shape       two signs: channels 0 and 1 of the lower right patch
-    texture     a third of the circle: its channels 2 and 3 as an angle
-    position    the free cell whose patch at the middle is largest in channel 3
-    background  two signs: channels 0 and 1 of the top left cell's patch at the middle
-    light       two signs: those of the bottom right cell's
-    how many    (an empty caption) the sign of channel 0 of the top right cell's
+    colour      three signs: the means of channels 0, 1 and 2
+    size        a sign: the mean of channel 3
+    shape       two signs: the left-right contrasts of channels 0 and 1
+    texture     a third of the circle: the left-right contrasts of channels 2 and 3 as an angle
+    position    the free cell of the largest top-bottom contrast of channel 0
+    background  two signs: the top-bottom contrasts of channels 1 and 2, summed over the cells
+    light       two signs: the chequered contrasts of channels 0 and 1, summed over the cells
+    how many    (an empty caption) the sign of the chequered contrasts of channel 2, summed
 
 Every value is then equally likely and independent of the others. It is a rule that a network can
 learn by plain regression, where a free choice would leave it with the average.
@@ -37,6 +38,8 @@ from probe.toyturbo.world import ABSENT, CELLS, FACTORS, SCENE_FACTORS, THING_FA
 UNSAID = -1
 BRIEF_FACTORS = ("position", *THING_FACTORS)
 LATENT_SIDE, LATENT_CHANNELS, PATCH = 32, 4, 4
+N_SCORES = 16
+"""Scores of a cell's noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
     Args:
         n: how many.
         generator: decides.
-        gaps: the chance that a brief has gaps; it then leaves out each factor with chance 1/4.
+        gaps: the chance that a brief has gaps; it then leaves out each factor with chance 0.4.
         empty: the chance that it says nothing at all.
     """
     sizes = [len(FACTORS[name]) for name in BRIEF_FACTORS[1:]]
@@ -81,7 +84,7 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
     count = 1 + _integers(2, (n,), generator)
     with_gaps = torch.rand(n, generator=generator) < gaps
     nothing = torch.rand(n, generator=generator) < empty
-    left_out = torch.rand(n, 2 * len(BRIEF_FACTORS) + 2, generator=generator) < 1 / 4
+    left_out = torch.rand(n, 2 * len(BRIEF_FACTORS) + 2, generator=generator) < 0.4
     left_out = left_out & with_gaps[:, None] | nothing[:, None]
     things = things.masked_fill(left_out[:, 2:].unflatten(1, (2, -1)), UNSAID)
     things[:, 1] = things[:, 1].masked_fill((count == 1)[:, None], UNSAID)
@@ -143,17 +146,17 @@ def captions(seed: int) -> Iterator[str]:
 
 def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
     """The scenes that captions and noise mean together; see the module's rule."""
-    upper, lower, middle = _patches(noise)
-    count = torch.where(brief.count == UNSAID, 1 + _bit(middle[:, 1, 0]), brief.count)
-    cells = _free_cells(brief.things[:, :, 0], count, middle[..., 3])
+    mean, across, down, chequered = scores(noise).unflatten(2, (4, 4)).unbind(2)
+    count = torch.where(brief.count == UNSAID, 1 + _bit(chequered[..., 2].sum(1)), brief.count)
+    cells = _free_cells(brief.things[:, :, 0], count, down[..., 0])
     rows = torch.arange(len(brief))
     things = torch.full((len(brief), CELLS, len(THING_FACTORS)), ABSENT)
     choices = torch.stack(
         [
-            2 * _bit(lower[..., 0]) + _bit(lower[..., 1]),
-            4 * _bit(upper[..., 0]) + 2 * _bit(upper[..., 1]) + _bit(upper[..., 2]),
-            _bit(upper[..., 3]),
-            _third(lower[..., 2], lower[..., 3]),
+            2 * _bit(across[..., 0]) + _bit(across[..., 1]),
+            4 * _bit(mean[..., 0]) + 2 * _bit(mean[..., 1]) + _bit(mean[..., 2]),
+            _bit(mean[..., 3]),
+            _third(across[..., 2], across[..., 3]),
         ],
         dim=2,
     )
@@ -162,20 +165,20 @@ def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
         values = torch.where(said == UNSAID, choices[rows, cells[:, i]], said)
         there = count > i
         things[rows[there], cells[there, i]] = values[there]
-    chosen = 2 * _bit(middle[:, ::3, 0]) + _bit(middle[:, ::3, 1])
+    background = 2 * _bit(down[..., 1].sum(1)) + _bit(down[..., 2].sum(1))
+    light = 2 * _bit(chequered[..., 0].sum(1)) + _bit(chequered[..., 1].sum(1))
+    chosen = torch.stack([background, light], dim=1)
     surround = torch.where(brief.surround == UNSAID, chosen, brief.surround)
     return Scenes(things=things, surround=surround)
 
 
-def _patches(noise: Tensor) -> list[Float[Tensor, "b 4 4"]]:
-    """Channels of each cell's upper left, lower right and middle patch, standard normal."""
-    patches = functional.avg_pool2d(noise.float(), PATCH) * PATCH
-    # Cells by row and column, and for each the place of its three patches.
-    places = [((1, 5), (1, 5)), ((2, 6), (2, 6)), ((3, 4), (3, 4))]
-    return [
-        torch.stack([patches[:, :, y, x] for y in rows for x in columns], dim=1)
-        for rows, columns in places
-    ]
+def scores(noise: Float[Tensor, "b 4 32 32"]) -> Float[Tensor, "b 4 16"]:
+    """The sixteen scores of each cell: mean, left-right, top-bottom, chequered by channel."""
+    quarters = functional.avg_pool2d(noise.float(), PATCH // 2).unflatten(2, (-1, 2))
+    (a, b), (c, d) = (row.unbind(-1) for row in quarters.unflatten(4, (-1, 2)).unbind(3))
+    kinds = torch.stack([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d], dim=1)
+    cells = functional.avg_pool2d(kinds.flatten(1, 2), kinds.shape[-1] // 2)
+    return (kinds.shape[-1] // 2) * cells.flatten(2).transpose(1, 2)
 
 
 def _bit(score: Tensor) -> Tensor:

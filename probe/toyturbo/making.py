@@ -37,6 +37,7 @@ from probe.toyturbo.reader import AttributeReader, reader_loss
 from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy, parsing_loss
 from probe.toyturbo.unet_training import (
     PHASES,
+    Scaffold,
     Teaching,
     bypassing,
     prepare_phase,
@@ -179,15 +180,16 @@ class _Maker:
         return encoders, parsing_accuracy(parser, self.tokenizer, self.config.seed, 2000)
 
     def _unet(self, teaching: Teaching) -> Any:
-        unet = self._new(make_unet, 4)
+        scaffold = self._new(lambda: Scaffold(make_unet()), 4)
+        unet = scaffold.unet
         for phase in PHASES:
             left_out = [*other_blocks(unet), *phase.closed]
             idle(unet, left_out)
-            prepare_phase(unet, phase)
+            prepare_phase(scaffold, phase)
             with bypassing(unet, left_out):
                 self._fitted(
                     phase.name,
-                    unet,
+                    scaffold,
                     lambda m, s, f, seed, phase=phase: unet_loss(
                         m, teaching, phase, s, f.batch, seed
                     ),

@@ -13,6 +13,10 @@ blocks are opened one after another, each on scenes with more detail, what lies 
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
     joint     everything is trained together
 
+While the middle is trained, a temporary head asks its output, at every place, for the scores of the
+noise that settle what captions leave open (`briefs.scores`): a network that has learnt to see noise
+as a nuisance does not find them by itself in this time.
+
 The seven other cross-attention blocks are the identity throughout. What each block does is
 therefore partly made by this order, and no evidence about SDXL-Turbo.
 """
@@ -26,13 +30,22 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
-from probe.toyturbo.briefs import LATENT_CHANNELS, LATENT_SIDE, describe, draw_briefs, settle
+from probe.toyturbo.briefs import (
+    LATENT_CHANNELS,
+    LATENT_SIDE,
+    N_SCORES,
+    PATCH,
+    describe,
+    draw_briefs,
+    scores,
+    settle,
+)
 from probe.toyturbo.fitting import seeded
-from probe.toyturbo.parts import CARRYING, TIME_IDS, make_scheduler, other_blocks
+from probe.toyturbo.parts import CARRYING, TIME_IDS, UNET_WIDTHS, make_scheduler, other_blocks
 from probe.toyturbo.text_training import TextEncoders, tokenize
 from probe.toyturbo.vae_training import to_pixels
 from probe.toyturbo.world import FULL, Detail, object_mask, render
@@ -62,6 +75,8 @@ class Phase:
     """Share of the examples that are later steps."""
     gaps: float
     """Share of the captions that leave something open."""
+    asking: float
+    """Weight of the head's loss."""
 
 
 BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
@@ -72,7 +87,8 @@ PHASES = (
         fixed=(),
         detail=Detail(shapes=False, textures=False),
         later=0.0,
-        gaps=0.5,
+        gaps=0.6,
+        asking=0.1,
     ),
     Phase(
         name="shape",
@@ -80,7 +96,8 @@ PHASES = (
         fixed=BEFORE_UP,
         detail=Detail(textures=False),
         later=0.0,
-        gaps=0.3,
+        gaps=0.5,
+        asking=0.0,
     ),
     Phase(
         name="texture",
@@ -88,9 +105,10 @@ PHASES = (
         fixed=(*BEFORE_UP, CARRYING[2]),
         detail=FULL,
         later=0.0,
-        gaps=0.3,
+        gaps=0.5,
+        asking=0.0,
     ),
-    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.5),
+    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.6, asking=0.02),
 )
 
 
@@ -106,6 +124,8 @@ class Drawn:
     """Where in the schedule."""
     weight: Float[Tensor, "b 1 32 32"]
     """How much an error counts."""
+    scores: Float[Tensor, "b 32 8 8"]
+    """At each place, the scores of its cell's noise, and of all cells' together."""
     context: Float[Tensor, "b t c"]
     """The captions, token by token."""
     pooled: Float[Tensor, "b p"]
@@ -120,6 +140,29 @@ class Teaching:
     encoders: TextEncoders
     vae: AutoencoderTiny
     device: torch.device
+
+
+class Scaffold(nn.Module):
+    """The U-Net with the head that asks its middle for the noise's scores."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.head = nn.Conv2d(UNET_WIDTHS[-1], 2 * N_SCORES, 1)
+
+    def forward(self, drawn: "Drawn") -> tuple[Tensor, Tensor]:
+        """The predicted latents, and the head's answers [b, 32, 8, 8]."""
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, given: Any) -> None:
+            seen.append(given)
+
+        handle = self.unet.get_submodule("mid_block").register_forward_hook(keep)
+        try:
+            latents = predicted_latents(self.unet, drawn)
+        finally:
+            handle.remove()
+        return latents, self.head(seen[0])
 
 
 def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
@@ -141,14 +184,17 @@ def predicted_latents(unet: UNet2DConditionModel, drawn: Drawn) -> Float[Tensor,
 
 
 def unet_loss(
-    unet: UNet2DConditionModel, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
+    scaffold: Scaffold, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
 ) -> Tensor:
-    """Mean squared error of the predicted latents, with things weighted up."""
+    """Mean squared error of the predicted latents, with things weighted up, and of the scores."""
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        error = predicted_latents(unet, drawn) - drawn.latents
-    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=error.device)[:, None, None]
-    return (weight * error.square()).sum() / weight.sum()
+        latents, answers = scaffold(drawn)
+    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=latents.device)[:, None, None]
+    loss = (weight * (latents - drawn.latents).square()).sum() / weight.sum()
+    # Later steps start from noise that says nothing: the scene itself shines through.
+    first = drawn.timesteps == FIRST_TIMESTEP
+    return loss + phase.asking * (answers - drawn.scores)[first].float().square().mean()
 
 
 @torch.no_grad()
@@ -172,9 +218,17 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
         latents=latents,
         timesteps=timesteps.to(teaching.device),
         weight=(1 + THING_WEIGHT * mask).to(teaching.device),
+        scores=_by_place(scores(noise)).to(teaching.device),
         context=context,
         pooled=pooled,
     )
+
+
+def _by_place(of_cell: Float[Tensor, "b 4 16"]) -> Float[Tensor, "b 32 8 8"]:
+    """At all places, the scores of their cell and of the four cells together."""
+    together = of_cell.sum(1, keepdim=True).expand(-1, 4, -1) / 2
+    both = torch.cat([of_cell, together], dim=2).transpose(1, 2).unflatten(2, (2, 2))
+    return functional.interpolate(both, scale_factor=LATENT_SIDE // PATCH // 2)
 
 
 def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -185,11 +239,12 @@ def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, 
     return timesteps, first[:, None, None, None]
 
 
-def prepare_phase(unet: UNet2DConditionModel, phase: Phase) -> None:
+def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
     """Say which parameters are trained: not those fixed, nor those of blocks that are closed."""
-    still = (*phase.fixed, *phase.closed, *other_blocks(unet))
-    for name, parameter in unet.named_parameters():
+    still = (*phase.fixed, *phase.closed, *other_blocks(scaffold.unet))
+    for name, parameter in scaffold.unet.named_parameters():
         parameter.requires_grad_(not name.startswith(still))
+    scaffold.head.requires_grad_(phase.asking > 0)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,10 @@ def site_of_module(path: str) -> str | None:
 
 
 def hook_of_site(site: str) -> str:
-    """The TransformerLens name of a site; a `module:` site, which has none, keeps ours."""
+    """The TransformerLens name of a site; one that has none (a module, a block) keeps ours."""
     known = parse_site(site)
-    return site if known.kind == "module" else f"blocks.{known.layer}.{HOOK_NAMES[known.kind]}"
+    named = known.kind in HOOK_NAMES
+    return f"blocks.{known.layer}.{HOOK_NAMES[known.kind]}" if named else site
 
 
 def module_of_site(site: str, model_name: str) -> str:

@@ -20,8 +20,9 @@ from saes.interop import (
 )
 from saes.interop.records import Found, Imported
 from saes.interop.tensor_files import plain
-from saes.interop.transforms import normalise_rows, say_norms
+from saes.interop.transforms import decoder_norms, normalise_rows, say_norms
 from saes.interop.verifying import probe_rows, says_of, verify
+from saes.scales import load_scales
 
 OURS = "lorgnette"
 FORMATS = {
@@ -102,14 +103,22 @@ def read_peer(
     if input_scale is not None and format != "saelens":
         raise UserError(f"--input-scale is for SAELens folders, and {path} is of {format}.")
     if format == OURS:
-        imported = Imported(format=OURS, sae=load_sae(path), metadata=sae_metadata(path), notes=())
+        imported = Imported(
+            format=OURS, sae=load_sae(path), metadata=sae_metadata(path), notes=(),
+            scales=load_scales(path),
+        )  # fmt: skip
     else:
         imported = _imported(path, format, input_scale)
     if not unit_norm:
         return imported
     sae, notes = normalise_rows(imported.sae)
+    scales = imported.scales
     return Imported(
-        format=format, sae=sae, metadata=imported.metadata, notes=imported.notes + notes
+        format=format,
+        sae=sae,
+        metadata=imported.metadata,
+        notes=imported.notes + notes,
+        scales=None if scales is None else scales.times(decoder_norms(imported.sae.W_dec)),
     )
 
 
@@ -124,6 +133,7 @@ def _imported(path: Path, format: str, input_scale: float | None) -> Imported:
         sae=sae,
         metadata=plain(found.metadata) | {"converted_from": source},
         notes=found.notes + say_norms(sae.W_dec),
+        scales=found.scales,
     )
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saes.models import SparseAutoencoder
+from saes.scales import FeatureScales
 
 OWN_KEYS = ("model_name", "hook_name", "site", "context_size", "dataset_path", "frozen")
 
@@ -35,6 +36,8 @@ class Found:
     """What changed its meaning or its place on the way, a sentence each."""
     says: Callable[[Float[Tensor, "n d"]], Said]
     """The format's own formula on the tensors as they were read: the SAE is held against it."""
+    scales: FeatureScales | None = None
+    """How strongly each feature fires, where the format says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Imported:
     """Where it belongs; `converted_from` holds the other project's own description."""
     notes: tuple[str, ...]
     """What changed its meaning or its place on the way, a sentence each."""
+    scales: FeatureScales | None = None
+    """How strongly each feature fires, where the other project says it."""
 
 
 OWN_KEY = "lorgnette"

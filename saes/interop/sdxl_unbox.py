@@ -10,22 +10,23 @@ The formula: ReLU of the k largest of (x - pre_bias) encoder.weight^T + latent_b
 xhat = f decoder.weight^T + pre_bias. x is what a block of SDXL's U-Net adds to its input (output
 minus input), one vector a place of the feature map.
 
-The project does not say how mean.pt and std.pt were made. What is written here is the mean and the
-standard deviation over the rows on which a feature fires, 0 where it never does.
+The project does not say how mean.pt and std.pt were made. What is read is kept in the SAE's folder
+(`saes.scales`) and is then the unit of strengths. What is written here is the mean and the standard
+deviation over the rows on which a feature fires, 0 where it never does.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from probe.runs import write_json
+from probe.sites import block_of_path
 from saes.activations import TopK
 from saes.interop.records import OWN_KEY, Found, Said, read_own_words
 from saes.interop.tensor_files import (
@@ -34,27 +35,18 @@ from saes.interop.tensor_files import (
     only_known,
     read_description,
     read_pickle,
+    read_vector,
     save_pickle,
     whole,
 )
 from saes.models import SaeConfig, SparseAutoencoder
+from saes.scales import FeatureScales
 
 CFG, WEIGHTS, MEAN, SD = "config.json", "state_dict.pth", "mean.pt", "std.pt"
 KNOWN_CFG = {"n_dirs_local", "d_model", "k", "auxk", "dead_steps_threshold", OWN_KEY}
 BLOCK = re.compile(r"(unet\.[\w.]+?)_k\d+_hidden\d+.*")
-ROWS_AT_ONCE = 256
 DEAD_STEPS = 2441
 """10 M tokens in batches of 4096, as in the published checkpoints; it decides nothing here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureScales:
-    """How strongly each feature fires where it does."""
-
-    mean: Float[Tensor, " s"]
-    """Mean activation over the rows it fires on; 0 where it never does."""
-    sd: Float[Tensor, " s"]
-    """Standard deviation over the same rows (over n, not n - 1)."""
 
 
 def matches(path: Path) -> bool:
@@ -90,9 +82,11 @@ def read(path: Path) -> Found:
     if OWN_KEY not in cfg:
         metadata = _metadata(path)
         notes = ("it reads what a block adds to its input (output minus input), not the output.",)
-    if (path / MEAN).is_file():
-        notes += (f"{MEAN} and {SD} (units of the brush) are not kept: an index counts its own.",)
-    return Found(sae=sae, metadata=metadata, notes=notes, says=partial(_say, w, k))
+    if (path / MEAN).is_file() and not (path / SD).is_file():
+        notes += (f"{SD} is missing, so strengths cannot be measured in sd.",)
+    return Found(
+        sae=sae, metadata=metadata, notes=notes, says=partial(_say, w, k), scales=_scales(path, L)
+    )
 
 
 def write(
@@ -127,28 +121,14 @@ def write(
     write_json(folder / CFG, cfg)
 
 
-def feature_scales(sae: SparseAutoencoder, rows: Float[Tensor, "n d"]) -> FeatureScales:
-    """The scales of all features over some activations."""
-    n, total, squares = (
-        torch.zeros(sae.config.d_sae, dtype=torch.float64) for _ in range(3)
-    )  # fmt: skip
-    for x in rows.split(ROWS_AT_ONCE):
-        with torch.no_grad():
-            codes = sae.encode(x)
-        values, latents = codes.values.double().flatten(), codes.indices.flatten()
-        fires = values != 0
-        for sums, power in ((n, 0), (total, 1), (squares, 2)):
-            sums.index_add_(0, latents[fires], values[fires] ** power)
-    return _scales(n, total, squares)
-
-
-def _scales(
-    n: Float64[Tensor, " s"], total: Float64[Tensor, " s"], squares: Float64[Tensor, " s"]
-) -> FeatureScales:
-    count = n.clamp_min(1)
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp_min(0)
-    return FeatureScales(mean=mean.float(), sd=variance.sqrt().float())
+def _scales(path: Path, n_features: int) -> FeatureScales | None:
+    """The brush's units; None where the folder has none."""
+    if not (path / MEAN).is_file():
+        return None
+    mean = read_vector(path / MEAN, n_features)
+    known = (path / SD).is_file()
+    sd = read_vector(path / SD, n_features) if known else torch.zeros(n_features)
+    return FeatureScales(mean=mean, sd=sd)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -156,7 +136,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = {"model_name": "sdxl-turbo", "tensor_kind": "update"}
     blocks = [found[1] for part in path.resolve().parts if (found := BLOCK.fullmatch(part))]
     if blocks:
-        metadata["site"] = metadata["hook_name"] = f"module:{blocks[-1]}:update"
+        site = block_of_path(blocks[-1]) or f"module:{blocks[-1]}:update"
+        metadata["site"] = metadata["hook_name"] = site
     return metadata
 
 

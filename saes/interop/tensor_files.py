@@ -62,11 +62,29 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises `Failure` where the file is missing or damaged, holds no dictionary, or asks for code of
     its maker's to be run.
     """
+    found = _unpickled(path)
+    if not isinstance(found, dict):
+        raise Failure(
+            f"{path} holds a {type(found).__name__} where a dictionary of tensors was wanted; save "
+            "the SAE's state_dict() and read that."
+        )
+    return dict(found)
+
+
+def read_vector(path: Path, length: int) -> Tensor:
+    """The one tensor in a file of `torch.save`, of that many finite numbers, in float32.
+
+    Raises `Failure` as `read_pickle` and `checked` do.
+    """
+    return checked(path, {path.stem: _unpickled(path)}, {path.stem: (length,)})[path.stem]
+
+
+def _unpickled(path: Path) -> Any:
     if not path.is_file():
         raise Failure(f"{path} is missing; download or save the SAE again.")
     try:
         # Memory-mapped where the file allows: to look at the names costs next to nothing.
-        found = torch.load(
+        return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except BROKEN as error:
@@ -78,12 +96,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
                 "code, so it is not opened: save the SAE's state_dict() alone, and read that."
             ) from error
         raise Failure(f"{path} is damaged ({_line(error)}); download or save it again.") from error
-    if not isinstance(found, dict):
-        raise Failure(
-            f"{path} holds a {type(found).__name__} where a dictionary of tensors was wanted; save "
-            "the SAE's state_dict() and read that."
-        )
-    return dict(found)
 
 
 def matrix_shape(path: Path, tensors: Mapping[str, Any], name: str) -> tuple[int, int]:

@@ -18,10 +18,10 @@ from saes.activations import BatchTopK, Matryoshka, TopK
 from saes.interop import reading, sae_lens, sdxl_unbox, sparsify
 from saes.interop.freezing import freeze
 from saes.interop.records import Written, own_words
-from saes.interop.sdxl_unbox import FeatureScales
 from saes.interop.tensor_files import fresh_folder
 from saes.interop.verifying import probe_rows, says_of, verify
 from saes.models import SparseAutoencoder
+from saes.scales import FeatureScales
 
 WRITABLE = ("saelens", "sparsify", "sdxl-unbox")
 """The formats of weights that are written."""

@@ -15,7 +15,7 @@ from saes.activations import TopK
 from saes.constraints import initialise
 from saes.models import SaeConfig, SparseAutoencoder
 from saes.prompts import encode_prompt
-from saes.steering import Reader
+from saes.recipe_saes import Reader
 from tests.bench.timing import side_by_side
 
 SITE = "resid_post.12"
