@@ -116,8 +116,6 @@ def make_image_tree(folder: Path, *, images: int = 40, steps: int = 1) -> ImageT
     )  # fmt: skip
     assert sae is not None
     few = EvaluateConfig(n_rows=128, n_ce_tokens=64, n_fit_rows=512, held_out_share=0.2)
-    evaluate.run(
-        evaluate.Command(sae=sae, evaluate=few, downstream=False, device="cpu", common=common)
-    )
+    evaluate.run(evaluate.Command(sae=sae, evaluate=few, device="cpu", common=common))
     index.run(index.Command(sae=sae, index=IndexConfig(top=8), device="cpu", common=common))
     return ImageTree(root=root, sae=Run.open(sae), store=store)

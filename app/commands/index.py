@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from app.commands.options import Common, find_run, plan, say, size
 from app.resolve import RESIDUAL_KINDS, manifest_hash, model_of, store_of, weights_hash
+from probe.language import LanguageModel
 from probe.models import resolve_device
 from probe.runs import Run
 from probe.sites import parse_site
@@ -84,6 +85,7 @@ def words_of(
     if images is not None:
         return place_names(images.grid), (), None
     model = model_of(store.run.config, device="cpu")
+    assert isinstance(model, LanguageModel), "a store of text is of a language model"
     has_logits = parse_site(site).kind in RESIDUAL_KINDS
     return model.token_text(), model.special_ids, model.logit_matrix() if has_logits else None
 
