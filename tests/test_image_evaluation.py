@@ -1,7 +1,8 @@
-"""An SAE of an image model, evaluated: against the pipeline with plain hooks, and by the command."""
+"""An SAE of an image model, evaluated: against the pipeline with plain hooks."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,14 @@ KINDS = {
 }
 
 
-def drawn(store: ActivationStore, image: int, replace=None) -> tuple[Tensor, Tensor]:
+def config_of(store: ActivationStore) -> ImageStoreConfig:
+    assert isinstance(store.config, ImageStoreConfig)
+    return store.config
+
+
+def drawn(store: ActivationStore, image: int, replace: Any = None) -> tuple[Tensor, Tensor]:
     """Pixels and latents of one image, by diffusers alone; `replace` makes a new update."""
-    config = store.config
-    assert isinstance(config, ImageStoreConfig)
+    config = config_of(store)
     pipe = pipeline().pipeline
     block = pipe.unet.down_blocks[2].attentions[1]
 
@@ -67,7 +72,7 @@ def test_images_move_as_with_plain_hooks(tmp_path, kind) -> None:
     rows = {row["name"]: row for row in measured["rows"]}
     assert list(rows) == ["sae", "pca", "random_dictionary", "mean"]
     images = held_out(store, measured["evaluation_start"])
-    n = max(1, 64 // (16 * store.config.passes_of_image))
+    n = max(1, 64 // (16 * config_of(store).passes_of_image))
     images = [images[i * len(images) // n] for i in range(n)] if n < len(images) else images
     assert measured["n_images"] == len(images) and "n_ce_tokens" not in measured
     mean = store.statistics(SITE).mean
@@ -89,9 +94,9 @@ def test_images_move_as_with_plain_hooks(tmp_path, kind) -> None:
     assert moved["zero"][0] > 0.1 and moved["zero"][1] > 1e-6, "the block matters"
     for name in ("sae", "mean"):
         for i, what in enumerate(("pixel", "latent")):
-            about = {"rel": 2e-3, "abs": 2e-3 * float(moved["zero"][i])}
-            assert rows[name][what] == pytest.approx(float(moved[name][i]), **about)
-            assert rows[name][f"{what}_zero"] == pytest.approx(float(moved["zero"][i]), **about)
+            value, zero = float(moved[name][i]), float(moved["zero"][i])
+            assert rows[name][what] == pytest.approx(value, rel=2e-3, abs=2e-3 * zero)
+            assert rows[name][f"{what}_zero"] == pytest.approx(zero, rel=4e-3)
             recovered = 1 - moved[name][i] / moved["zero"][i]
             assert rows[name][f"{what}_recovered"] == pytest.approx(float(recovered), abs=5e-3)
     assert rows["mean"]["pixel_recovered_mean"] == 0
@@ -103,8 +108,8 @@ def test_images_move_as_with_plain_hooks(tmp_path, kind) -> None:
 def held_out(store: ActivationStore, start: int) -> list[int]:
     """Images of which every pass lies behind a row, in order."""
     spans = sequence_spans(store, range(start, store.n_rows))
-    passes = [span.sequence // store.config.passes_of_image for span in spans]
-    return [i for i in sorted(set(passes)) if passes.count(i) == store.config.passes_of_image]
+    passes = [span.sequence // config_of(store).passes_of_image for span in spans]
+    return [i for i in sorted(set(passes)) if passes.count(i) == config_of(store).passes_of_image]
 
 
 def test_definitions_name_what_is_measured(tmp_path) -> None:
