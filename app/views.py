@@ -56,6 +56,9 @@ COMPARED: Mapping[str, str] = {
     "cosine": "Cosine",
     "ce_recovered": "CE recovered",
     "kl": "KL (nats)",
+    "pixel": "Pixels moved (of 255)",
+    "pixel_recovered": "Pixels recovered",
+    "latent_recovered": "Latents recovered",
     "l0": "L0",
     "dead_share": "Dead",
     "dense_share": "Dense",
@@ -70,7 +73,10 @@ NORMS: Mapping[str, str] = {
     "welch": "Welch bound",
 }
 """Names of `saes.afa`'s numbers."""
-SHARES = {"ce_recovered", "ce_recovered_mean", "dead_share", "dense_share"}
+SHARES = {
+    "ce_recovered", "ce_recovered_mean", "pixel_recovered", "latent_recovered", "dead_share",
+    "dense_share",
+}  # fmt: skip
 
 
 def bars_html(labels: Sequence[str], values: Sequence[float], *, colour: str) -> str:
