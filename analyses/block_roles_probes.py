@@ -201,9 +201,7 @@ class Best:
     """The threshold: "code > threshold" answers the value."""
 
 
-def best_thresholds(
-    x: Float[np.ndarray, "m s"], truth: Bool[np.ndarray, "m v"]
-) -> Iterator[Best]:
+def best_thresholds(x: Float[np.ndarray, "m s"], truth: Bool[np.ndarray, "m v"]) -> Iterator[Best]:
     """For each value the best threshold of every feature, all cuts tried.
 
     A cut lies halfway between two neighbouring codes that differ, and never lets a code of 0
