@@ -8,7 +8,7 @@ from typing import TypeVar, TypeVarTuple
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import data, views
+from app import data, tiles, views
 from probe.errors import Failure, UserError
 
 Ts = TypeVarTuple("Ts")
@@ -27,11 +27,19 @@ NAME = (
 )
 
 
+ONLY_IMAGES = (
+    "This page runs a text through a language model, and all SAEs here are of image models. Their "
+    "features can be browsed on the page Features."
+)
+ONLY_TEXT = "This page draws images, and all SAEs here are of language models."
+
+
 def frame() -> None:
     """What every page shares: title and icon of the window, style sheet, logo."""
     icon = MARK.format(width=60, ink=views.ACCENT, name="")
     st.set_page_config(page_title="Lorgnette", page_icon=icon, layout="wide")
     st.html(views.STYLE)
+    st.html(tiles.TILE_STYLE)
     ink = "#e0a3b8" if st.context.theme.type == "dark" else views.ACCENT
     st.logo(MARK.format(width=200, ink=ink, name=NAME.format(ink=ink)), size="large")
 
@@ -76,11 +84,12 @@ def empty(sentence: str, *commands: str) -> None:
         st.code("\n".join(commands), language="bash")
 
 
-def choose_sae(*, indexed: bool) -> data.SaeRecord | None:
+def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecord | None:
     """Let a person choose an SAE; the address (`?sae=`) and the last choice decide where to start.
 
     Args:
         indexed: offer only those with a feature index.
+        of_images: offer only those of image models, or only those of language models; None for all.
 
     Returns:
         The choice; None where there is nothing to choose from, and the page then says what to run.
@@ -89,7 +98,14 @@ def choose_sae(*, indexed: bool) -> data.SaeRecord | None:
     asked = st.query_params.get("sae") or st.session_state.get("chosen_sae")
     if asked in records and indexed and records[asked].index is None:
         no_index(records[asked])
-    offered = [name for name, record in records.items() if record.index or not indexed]
+    offered = [
+        name
+        for name, record in records.items()
+        if (record.index or not indexed) and of_images in (None, record.of_images)
+    ]
+    if not offered and any(record.index or not indexed for record in records.values()):
+        st.info(ONLY_IMAGES if of_images is False else ONLY_TEXT, icon=":material/info:")
+        return None
     if not offered:
         if asked not in records:
             no_sae(list(records.values()))

@@ -224,6 +224,16 @@ class FeatureIndex:
         rows["texts"] = [self.texts(ids) for ids in rows["tokens"]]
         return rows
 
+    def strongest_examples(self, features: Sequence[int]) -> pd.DataFrame:
+        """The first `top` example of each of some features, by feature: rows of examples.parquet.
+
+        Dead features have none.
+        """
+        with self._explaining():
+            rows = self._examples.read([self._known(feature) for feature in features])
+        kinds, ranks = rows["kind"].to_numpy(zero_copy_only=False), rows["rank"].to_numpy()
+        return rows.filter(pa.array((kinds == "top") & (ranks == 0))).to_pandas()
+
     def neighbours(self, feature: int) -> pd.DataFrame:
         """Features with the nearest decoder directions, nearest first, and what they fire on."""
         with self._explaining():
