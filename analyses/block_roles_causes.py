@@ -25,7 +25,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from analyses.block_roles_cells import described, kept
-from analyses.block_roles_drawing import Change, Ticks, draw, draw_and_read, moved, pixels
+from analyses.block_roles_drawing import Asked, Change, Ticks, draw, draw_and_read, moved, pixels
+from analyses.block_roles_images import Looked
 from analyses.block_roles_measured import ALL_BLOCKS, OUTCOMES, Config, Settings, Subject, Tables
 from analyses.block_roles_pairs import Pairs, make_pairs, outcomes
 from probe.pictures import encode
@@ -39,12 +40,28 @@ Updates = Mapping[str, Tensor]
 """A drawing's updates [b, t, d] by block."""
 
 
-def causes(subject: Subject, config: Config, settings: Settings, root: Path, tick: Ticks) -> Tables:
-    """The tables `causes` and `patched`, or those kept."""
+def causes(
+    subject: Subject, looked: Looked, config: Config, settings: Settings, root: Path, tick: Ticks
+) -> Tables:
+    """The tables `causes` and `patched`, or those kept.
+
+    Of a model whose factors are not known `causes` has ablations alone, and of them only how far
+    they move pixels; they are made in the first of the images that were looked at.
+    """
+    known = looked.truth is not None
     asked = described(PART, subject) | {"pairs": settings.pairs, "seed": config.seed}
     # What is patched are updates, whatever the SAEs say of them.
-    asked["saes"] = subject.blocks
-    found = kept(root, asked, lambda: measure_causes(subject, settings, config.seed, tick))
+    asked |= {"saes": subject.blocks, "prompts": None if known else config.prompts}
+    few = looked.asked.part(range(min(settings.pairs, len(looked))))
+    found = kept(
+        root,
+        asked,
+        lambda: (
+            measure_causes(subject, settings, config.seed, tick)
+            if known
+            else measure_ablations(subject, few, tick)
+        ),
+    )
     for table in found.values():
         table.insert(0, "weights", subject.weights)
     return found
@@ -80,6 +97,21 @@ def measure_causes(subject: Subject, settings: Settings, seed: int, tick: Ticks)
         for block in (*subject.blocks, *together):
             frames.append(base.rows(what, "", block, base.with_updates(new, block), None))
     return {"causes": pd.concat(frames, ignore_index=True), "patched": pd.DataFrame(shown)}
+
+
+def measure_ablations(subject: Subject, asked: Asked, tick: Ticks) -> Tables:
+    """How far pixels move where a block's update is 0 or its mean over the images."""
+    images, updates = draw_and_read(subject.model, asked, subject.sites, tick=tick)
+    frames = []
+    for block, x in updates.items():
+        mean = x.mean(0, keepdim=True)
+        for what, new in (("zero", 0 * mean), ("mean", mean)):
+            change = Change(block=block, op="set", value=new)
+            after = draw(subject.model, asked, [change], tick=tick)
+            pixel = moved(after, images).mean((1, 2)).numpy()
+            row = {"what": what, "factor": "", "block": block, "unit": range(len(asked))}
+            frames.append(pd.DataFrame(row | {"pixels": pixel}))
+    return {"causes": pd.concat(frames, ignore_index=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,7 @@ def _fill(folder: Path, subject: Subject, asked: Asked, tick: Ticks) -> None:
         pictures += [_picture(chunk.start + i, asked, one) for i, one in enumerate(images)]
     for block, found in parts.items():
         with atomic_path(folder / f"codes-{block}.safetensors") as temporary:
-            save_file(_joined(found), temporary)
+            save_file(joined_codes(found), temporary)
     write_pictures(folder / PICTURES, pictures)
 
 
@@ -179,7 +179,7 @@ def _read(
     }
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def joined_codes(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of all batches; codes of fewer entries are filled up with none."""
     width = max(part["values"].shape[-1] for part in parts)
     wide = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from analyses.block_roles_cells import described, kept
@@ -33,7 +33,7 @@ from analyses.block_roles_measured import ONE_STEP, OUTCOMES, Config, Settings, 
 from analyses.block_roles_pairs import outcomes, varied
 from probe.diffusion import DrawConfig
 from probe.pictures import encode
-from probe.toyturbo.briefs import Brief, describe, draw_briefs
+from probe.toyturbo.briefs import BRIEF_FACTORS, Brief, describe, draw_briefs
 from probe.toyturbo.evaluation import read
 from probe.toyturbo.fitting import seeded
 from probe.toyturbo.world import FACTORS, SCENE_FACTORS
@@ -189,7 +189,7 @@ def _said(brief: Brief, factor: str) -> Int[Tensor, " b"]:
     """What captions say of the first thing, or of the scene."""
     if factor in SCENE_FACTORS:
         return brief.surround[:, SCENE_FACTORS.index(factor)]
-    return brief.things[:, 0, list(OUTCOMES).index(factor)]
+    return brief.things[:, 0, BRIEF_FACTORS.index(factor)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
