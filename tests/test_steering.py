@@ -126,7 +126,7 @@ def test_every_part_is_written_and_read_back(browsed, tmp_path):
         ({"positions": {"mask": [1, 0]}}, "must be a list of true and false"),
         (
             {"positions": {"mask": [[True], [True, False]]}},
-            "rows of one length of weights from 0 to 1",
+            "rows of one length of weights from",
         ),
         ({"steps": [-1, 2]}, "counted from 0"),
         ({"op": "patch", "strength": "absent"}, "op patch needs a source prompt"),
