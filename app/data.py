@@ -7,6 +7,7 @@ An SAE is known by the name of its folder, which ends in a hash of its config. I
 evaluation are runs inside that folder; of several complete ones the newest counts.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from analyses.report import METRICS, Report, read_report
 from app.views import ExampleGroup, Strip
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
+from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
 from saes.feature_reference import Reference, twin_statistics
 from saes.feature_schema import SCHEMA
@@ -46,6 +48,12 @@ class SaeRecord:
     def name(self) -> str:
         """The folder's name: what `sae=` in an address means."""
         return self.run.path.name
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it reads an image model."""
+        site = parse_site(self.run.config["site"])
+        return site.kind == "block" or (site.path or "").startswith("unet.")
 
     @property
     def is_control(self) -> bool:
@@ -194,9 +202,18 @@ def recipe_folder() -> Path:
     return artifact_root() / "recipes"
 
 
-def saved_recipes() -> list[Path]:
-    """The files of all saved recipes, by name."""
-    return sorted(recipe_folder().glob("*.json"))
+def saved_recipes(*, of_images: bool | None = None) -> list[Path]:
+    """The files of all saved recipes, by name; only those of images, or of texts, where asked."""
+    found = sorted(recipe_folder().glob("*.json"))
+    return [path for path in found if of_images is None or _draws(path) == of_images]
+
+
+def _draws(path: Path) -> bool:
+    """Whether a recipe's file is of images; one that cannot be read is told of when it is used."""
+    try:
+        return "draw" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def recipe_path(name: str) -> Path:

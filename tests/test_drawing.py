@@ -324,7 +324,7 @@ def test_how_far_images_move_inside_and_outside_the_mask(tree):
     outside = 1 - weights
     assert row["outside"] == pytest.approx(float((change * outside).sum() / outside.sum()))
     everywhere = ready(tree).compare([PROMPT], [SEED]).moved()
-    assert everywhere["outside"].isna().all()
+    assert bool(everywhere["outside"].isna().all())
 
 
 def test_a_row_of_doses(tree):
@@ -355,6 +355,7 @@ def test_heat_maps_are_the_codes_at_their_places(tree):
     )
     shares = (dense[1] > 0).double().mean(0)[wanted.indices[:3]]
     assert found["share"].tolist() == pytest.approx(shares.tolist())
+    assert codes.image is not None
     assert torch.equal(codes.image, tree.model.generate([PROMPT], [SEED], STEPS).images[0])
     edited = drawing.codes(PROMPT, SEED, "main", edited=True)
     assert not torch.equal(edited.heat_map(5), codes.heat_map(5))

@@ -1,5 +1,7 @@
 """Feature transport and its baselines against the published procedure, written out with loops."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from image_tree import BLOCKS, D_SAE, ImageTree, K, loaded_sae, make_image_tree
@@ -200,11 +202,10 @@ def test_scores_by_hand():
 
 
 def test_what_cannot_be_transported_is_refused(tree, saes):
-    for change, sentence in (
-        ({"source_mask": torch.zeros(4, 4)}, "the mask of the transport is 0 everywhere"),
-        ({"target_mask": torch.ones(2, 3)}, "the canvas is 2 by 3 and the feature map 4 by 4"),
+    for pair, sentence in (
+        (replace(PAIR, source_mask=torch.zeros(4, 4)), "the mask of the transport is 0 everywhere"),
+        (replace(PAIR, target_mask=torch.ones(2, 3)), "the canvas is 2 by 3 and the feature map"),
     ):
-        pair = Pair(source="a", target="b", draw=DRAW, **change)
         with pytest.raises(UserError, match=sentence):
             transport_recipe(tree.model, saes, pair, k=3)
     for k in (0, D_SAE + 1):

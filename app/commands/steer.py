@@ -46,9 +46,9 @@ class Command:
     describes it, the dashboard makes them. Steering keeps what the SAE cannot reconstruct: the
     activation becomes x + delta.
 
-    Text: lorgnette steer artifacts/recipes/*.json --prompt "The captain looked at"
+    Example: lorgnette steer artifacts/recipes/*.json --prompt "The captain looked at"
 
-    Images, written as PNG files: lorgnette steer red.json --prompt "a blue circle" --seed 1 2 3
+    Of images, written as PNG files: lorgnette steer red.json --prompt "a blue circle" --seed 1 2 3
     """
 
     recipes: Annotated[Positional[tuple[Path, ...]], arg(metavar="RECIPE")]

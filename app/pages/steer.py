@@ -25,7 +25,9 @@ def show() -> None:
         "Change features, directions, neurons or heads while the model writes, and compare with "
         "what it writes by itself. The recipe is a file that the shell and notebooks run as well.",
     )
-    records = [record for record in data.sae_records() if record.run.complete]
+    records = [
+        record for record in data.sae_records() if record.run.complete and not record.of_images
+    ]
     if not records:
         components.no_sae([])
         return
@@ -56,7 +58,7 @@ def _begin(records: list[data.SaeRecord]) -> None:
             raise UserError(f"feature {asked['feature']!r} is not a number; they count from 0.")
         _put(feature_document(record, int(asked["feature"])), None)
     elif RECIPE not in st.session_state:
-        saved = data.saved_recipes()
+        saved = data.saved_recipes(of_images=False)
         if saved:
             _load(saved[0])
         else:
@@ -83,6 +85,10 @@ def feature_document(record: data.SaeRecord, feature: int) -> dict[str, Any]:
 
 def _put(document: dict[str, Any], folder: Path | None) -> None:
     """Make a document the recipe of this session; widgets forget what they showed."""
+    if "draw" in document:
+        raise UserError(
+            f"the recipe {document['name']!r} draws images; run it with `lorgnette steer`."
+        )
     st.session_state[RECIPE], st.session_state[FOLDER] = document, folder
     st.session_state[ROUND] = st.session_state.get(ROUND, 0) + 1
 
@@ -95,7 +101,7 @@ def _load(path: Path) -> None:
 
 def _load_and_new(records: list[data.SaeRecord]) -> None:
     """Other recipes: those saved, a file from elsewhere, a new one."""
-    saved = {path.stem: path for path in data.saved_recipes()}
+    saved = {path.stem: path for path in data.saved_recipes(of_images=False)}
     chosen = st.selectbox(
         "Saved recipes", list(saved), index=None, key="steer_saved",
         placeholder=f"{len(saved)} in {data.recipe_folder()}" if saved else "none yet",
