@@ -63,10 +63,10 @@ class Pair:
     """Of both."""
     draw: DrawConfig
     """How."""
-    source_mask: Float[Tensor, "h w"] | None = None
+    source_mask: Float[Tensor, "_h _w"] | None = None
     """Weights from 0 to 1 of the places that give, at any size of the images' aspect; None for
     all."""
-    target_mask: Float[Tensor, "h w"] | None = None
+    target_mask: Float[Tensor, "_h _w"] | None = None
     """The same of the places that something is removed at. To add an object give the source's mask
     for both, to delete one the target's."""
 

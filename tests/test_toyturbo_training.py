@@ -173,6 +173,7 @@ CONFIG = ToyTurboConfig(
     text=TINY,
     vae=TINY,
     reader=TINY,
+    noise=TINY,
     layout=TINY,
     shape=TINY,
     texture=TINY,

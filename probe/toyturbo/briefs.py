@@ -72,7 +72,7 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
     Args:
         n: how many.
         generator: decides.
-        gaps: the chance that a brief has gaps; it then leaves out each factor with chance 0.4.
+        gaps: the chance that a brief has gaps; it then leaves out each factor with chance 0.3.
         empty: the chance that it says nothing at all.
     """
     sizes = [len(FACTORS[name]) for name in BRIEF_FACTORS[1:]]
@@ -84,7 +84,7 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
     count = 1 + _integers(2, (n,), generator)
     with_gaps = torch.rand(n, generator=generator) < gaps
     nothing = torch.rand(n, generator=generator) < empty
-    left_out = torch.rand(n, 2 * len(BRIEF_FACTORS) + 2, generator=generator) < 0.4
+    left_out = torch.rand(n, 2 * len(BRIEF_FACTORS) + 2, generator=generator) < 0.3
     left_out = left_out & with_gaps[:, None] | nothing[:, None]
     things = things.masked_fill(left_out[:, 2:].unflatten(1, (2, -1)), UNSAID)
     things[:, 1] = things[:, 1].masked_fill((count == 1)[:, None], UNSAID)

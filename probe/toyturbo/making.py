@@ -25,6 +25,7 @@ from probe.toyturbo.card import model_card
 from probe.toyturbo.evaluation import ceilings, fidelity, use_of_noise
 from probe.toyturbo.fitting import FitConfig, fit
 from probe.toyturbo.parts import (
+    CARRYING,
     idle,
     make_pipeline,
     make_text_encoders,
@@ -40,6 +41,8 @@ from probe.toyturbo.unet_training import (
     Scaffold,
     Teaching,
     bypassing,
+    noise_loss,
+    prepare_noise,
     prepare_phase,
     unet_loss,
 )
@@ -47,7 +50,7 @@ from probe.toyturbo.vae_training import vae_loss
 
 KIND, SCHEMA = "toy-turbo", 1
 READER, CARD = "reader.safetensors", "card.json"
-PARTS = ("text", "vae", "reader", "layout", "shape", "texture", "joint")
+PARTS = ("text", "vae", "reader", "noise", "layout", "shape", "texture", "joint")
 """What is trained, in order; `ToyTurboConfig` has a fit for each."""
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -70,20 +73,24 @@ class ToyTurboConfig:
         default_factory=lambda: FitConfig(steps=1500, batch=64, lr=2e-3, ema=0.99)
     )
     """The attribute reader, on renders."""
-    layout: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=6000, batch=16, lr=4e-4, ema=0.998)
+    noise: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=3000, batch=16, lr=3e-3, ema=0.99)
     )
     """The U-Net's first phase; `probe.toyturbo.unet_training` says what each does."""
-    shape: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=6000, batch=16, lr=4e-4, ema=0.998)
+    layout: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=4000, batch=16, lr=5e-4, ema=0.998)
     )
     """Its second."""
-    texture: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=5000, batch=16, lr=4e-4, ema=0.998)
+    shape: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=4000, batch=16, lr=5e-4, ema=0.998)
     )
     """Its third."""
+    texture: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=4000, batch=16, lr=5e-4, ema=0.998)
+    )
+    """Its fourth."""
     joint: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=20000, batch=16, lr=3e-4, ema=0.999)
+        default_factory=lambda: FitConfig(steps=16000, batch=16, lr=4e-4, ema=0.999)
     )
     """Its last."""
     judged: int = 1000
@@ -182,6 +189,11 @@ class _Maker:
     def _unet(self, teaching: Teaching) -> Any:
         scaffold = self._new(lambda: Scaffold(make_unet()), 4)
         unet = scaffold.unet
+        prepare_noise(scaffold)
+        with bypassing(unet, [*other_blocks(unet), *CARRYING]):
+            self._fitted(
+                "noise", scaffold, lambda m, s, f, seed: noise_loss(m, teaching, s, f.batch, seed)
+            )
         for phase in PHASES:
             left_out = [*other_blocks(unet), *phase.closed]
             idle(unet, left_out)

@@ -5,20 +5,20 @@ drawing in one step is plain regression of that scene's latents: no teacher, no 
 of the last phase's examples are later steps of a schedule of two to four, from a noisy version of
 the scene, so that more steps work too.
 
-Left to itself such a network does everything in the first block that reads the caption. Here the
-blocks are opened one after another, each on scenes with more detail, what lies before it held fast:
+Left to itself such a network takes noise for a nuisance, and does everything in the first block
+that reads the caption. Here it first learns to see what the noise says, and then its blocks are
+opened one after another, each on scenes with more detail, what lies before it held fast:
 
+    noise     nothing is drawn: a temporary head asks the middle's output, at every place, for the
+              scores of the noise that settle what captions leave open (`briefs.scores`)
     layout    down.2.1 and mid.0 read the caption; every thing is a plain disc
     shape     up.0.0 opens; things have their shapes; everything before the up path is fixed
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
     joint     everything is trained together
 
-While the middle is trained, a temporary head asks its output, at every place, for the scores of the
-noise that settle what captions leave open (`briefs.scores`): a network that has learnt to see noise
-as a nuisance does not find them by itself in this time.
-
-The seven other cross-attention blocks are the identity throughout. What each block does is
-therefore partly made by this order, and no evidence about SDXL-Turbo.
+While the middle is trained the head goes on asking. The seven other cross-attention blocks are the
+identity throughout. What each block does is therefore partly made by this order, and no evidence
+about SDXL-Turbo.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
+from probe.adapters import ForwardStopped
 from probe.toyturbo.briefs import (
     LATENT_CHANNELS,
     LATENT_SIDE,
@@ -45,7 +46,15 @@ from probe.toyturbo.briefs import (
     settle,
 )
 from probe.toyturbo.fitting import seeded
-from probe.toyturbo.parts import CARRYING, TIME_IDS, UNET_WIDTHS, make_scheduler, other_blocks
+from probe.toyturbo.parts import (
+    CARRYING,
+    MAX_TOKENS,
+    TEXT_WIDTHS,
+    TIME_IDS,
+    UNET_WIDTHS,
+    make_scheduler,
+    other_blocks,
+)
 from probe.toyturbo.text_training import TextEncoders, tokenize
 from probe.toyturbo.vae_training import to_pixels
 from probe.toyturbo.world import FULL, Detail, object_mask, render
@@ -87,7 +96,7 @@ PHASES = (
         fixed=(),
         detail=Detail(shapes=False, textures=False),
         later=0.0,
-        gaps=0.6,
+        gaps=0.5,
         asking=0.1,
     ),
     Phase(
@@ -108,7 +117,7 @@ PHASES = (
         gaps=0.5,
         asking=0.0,
     ),
-    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.6, asking=0.02),
+    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.6, asking=0.05),
 )
 
 
@@ -150,16 +159,21 @@ class Scaffold(nn.Module):
         self.unet = unet
         self.head = nn.Conv2d(UNET_WIDTHS[-1], 2 * N_SCORES, 1)
 
-    def forward(self, drawn: "Drawn") -> tuple[Tensor, Tensor]:
-        """The predicted latents, and the head's answers [b, 32, 8, 8]."""
+    def forward(self, drawn: "Drawn", *, paint: bool = True) -> tuple[Tensor | None, Tensor]:
+        """The predicted latents (None where nothing is to be painted: the pass stops in the
+        middle), and the head's answers [b, 32, 8, 8]."""
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, __: Any, given: Any) -> None:
             seen.append(given)
+            if not paint:
+                raise ForwardStopped
 
+        latents = None
         handle = self.unet.get_submodule("mid_block").register_forward_hook(keep)
         try:
-            latents = predicted_latents(self.unet, drawn)
+            with contextlib.suppress(ForwardStopped):
+                latents = predicted_latents(self.unet, drawn)
         finally:
             handle.remove()
         return latents, self.head(seen[0])
@@ -183,6 +197,24 @@ def predicted_latents(unet: UNet2DConditionModel, drawn: Drawn) -> Float[Tensor,
     return drawn.noisy / (sigma.square() + 1) - v * sigma / (sigma.square() + 1).sqrt()
 
 
+def noise_loss(scaffold: Scaffold, teaching: Teaching, step: int, batch: int, seed: int) -> Tensor:
+    """Mean squared error of the scores alone, with no caption to read."""
+    noise = torch.randn(*latent_shape(batch), generator=seeded(seed, step)).to(teaching.device)
+    timesteps = torch.full((batch,), FIRST_TIMESTEP, device=teaching.device)
+    drawn = Drawn(
+        noisy=noise * sigma_of(timesteps),
+        latents=torch.zeros_like(noise),
+        timesteps=timesteps,
+        weight=torch.ones_like(noise[:, :1]),
+        scores=_by_place(scores(noise)),
+        context=noise.new_zeros(batch, MAX_TOKENS, sum(TEXT_WIDTHS)),
+        pooled=noise.new_zeros(batch, TEXT_WIDTHS[1]),
+    )
+    with torch.autocast(teaching.device.type, torch.bfloat16):
+        _, answers = scaffold(drawn, paint=False)
+    return (answers - drawn.scores).float().square().mean()
+
+
 def unet_loss(
     scaffold: Scaffold, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
 ) -> Tensor:
@@ -190,6 +222,7 @@ def unet_loss(
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
     with torch.autocast(teaching.device.type, torch.bfloat16):
         latents, answers = scaffold(drawn)
+    assert latents is not None, "it was to paint"
     weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=latents.device)[:, None, None]
     loss = (weight * (latents - drawn.latents).square()).sum() / weight.sum()
     # Later steps start from noise that says nothing: the scene itself shines through.
@@ -201,7 +234,7 @@ def unet_loss(
 def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Generator) -> Drawn:
     """Captions, noises, and the scenes that they mean."""
     brief = draw_briefs(batch, generator, gaps=phase.gaps, empty=0.04)
-    noise = torch.randn(batch, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
+    noise = torch.randn(*latent_shape(batch), generator=generator)
     scenes = settle(brief, noise)
     tokens = tokenize(teaching.tokenizer, describe(brief)).to(teaching.device)
     context, pooled = teaching.encoders(tokens)
@@ -237,6 +270,19 @@ def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, 
     first = torch.rand(batch, generator=generator) >= later
     timesteps = torch.where(first, FIRST_TIMESTEP, torch.tensor(LATER_TIMESTEPS)[chosen])
     return timesteps, first[:, None, None, None]
+
+
+def latent_shape(batch: int) -> tuple[int, int, int, int]:
+    """The shape of a batch of latents."""
+    return batch, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE
+
+
+def prepare_noise(scaffold: Scaffold) -> None:
+    """Train the head and what lies before the up path, but for blocks that read captions."""
+    for name, parameter in scaffold.unet.named_parameters():
+        reads = name.startswith((*CARRYING, *other_blocks(scaffold.unet)))
+        parameter.requires_grad_(name.startswith(BEFORE_UP) and not reads)
+    scaffold.head.requires_grad_(True)
 
 
 def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
