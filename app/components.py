@@ -114,7 +114,9 @@ def elsewhere(record: data.SaeRecord) -> None:
         else ("a language", {"prompt_lab": "Prompt lab", "steer": "Steer"})
     )
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{views.markdown(record.name)}** is of {kind} model; these pages are for it:")
+        st.markdown(
+            f"**{views.markdown(record.name)}** is of {kind} model; these pages are for it:"
+        )
         for name, title in pages.items():
             st.page_link(
                 f"pages/{name}.py", label=f":primary[{title}]", icon="",

@@ -75,7 +75,9 @@ def saes_of_model(record: SaeRecord) -> list[SaeRecord]:
 def has_images() -> bool:
     """Whether there is anything of an image model: activations or an SAE."""
     stores = (run.config for run in runs_of("activations"))
-    return any(config.get("modality") == "images" for config in stores) or any(r.of_images for r in sae_records())
+    return any(config.get("modality") == "images" for config in stores) or any(
+        r.of_images for r in sae_records()
+    )
 
 
 def artifact_root() -> Path:

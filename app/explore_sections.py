@@ -10,8 +10,7 @@ from torch import Tensor
 from app import components, data, dose_strip, image_input, image_views, live_images, views
 from app.data import SaeRecord
 from app.drawings import png, slug
-from app.image_input import Asked
-from app.pages.explore import ADDRESS, WANTED
+from app.image_input import FEATURES, WANTED, Asked
 from probe.errors import UserError
 from saes.place_codes import PlaceCodes
 
@@ -111,7 +110,7 @@ def _table(record: SaeRecord, asked: Asked, codes: PlaceCodes, step: int | None)
         st.button("Show its map", on_click=_also, type="primary")
     chosen = [features[row] for row in rows if row < len(features)][:MOST_MAPS]
     st.session_state[STATE]["now"] = tuple(chosen)
-    st.query_params["f"] = st.session_state[ADDRESS] = ",".join(map(str, chosen))
+    st.query_params["f"] = st.session_state[FEATURES] = ",".join(map(str, chosen))
     return chosen
 
 
@@ -130,9 +129,7 @@ def _begin(record: SaeRecord, asked: Asked, step: int | None) -> tuple[int, tupl
     too_large = [feature for feature in state["begin"] if feature >= n_features]
     if too_large:
         state["begin"] = state["now"] = ()
-        raise UserError(
-            f"{record.name} has no feature {too_large[0]}, only 0 to {n_features - 1}."
-        )
+        raise UserError(f"{record.name} has no feature {too_large[0]}, only 0 to {n_features - 1}.")
     return state["turn"], state["begin"]
 
 

@@ -6,12 +6,12 @@ Pages share it: a prompt that was drawn on one is there on the next. The address
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
 
-from app import data
+from app import data, views
 from probe.errors import UserError
 
 SEED, MOST_SEED, MOST_STEPS, MOST_GUIDANCE = 42, 2**32 - 1, 1000, 30.0
@@ -24,13 +24,15 @@ EXAMPLES = (
     "an old tram in a narrow street in Lisbon, watercolour",
     "a glass greenhouse full of ferns at night",
 )
-ASKED, ADDRESS = "image_asked", "image_address"
+ASKED, NEXT, ADDRESS = "image_asked", "image_next", "image_address"
+WANTED, FEATURES = "image_features_wanted", "image_features"
+"""Features to show that a person has just asked for; what `f` in the address last was."""
 PARTS = ("prompt", "seed", "steps", "guidance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """An image to draw, at the model's own size."""
+    """An image to draw."""
 
     prompt: str
     """What of; may be empty."""
@@ -40,11 +42,16 @@ class Asked:
     """Denoising steps."""
     guidance: float = 0.0
     """Scale of classifier-free guidance; at most 1 is without."""
+    height: int | None = None
+    """Pixels; None for the model's own. Only a recipe asks for another size."""
+    width: int | None = None
+    """Pixels, likewise."""
 
     @property
     def draw(self) -> dict[str, Any]:
         """How it is drawn, as a recipe's `draw` says it."""
-        return {"steps": self.steps, "guidance": self.guidance, "height": None, "width": None}
+        names = ("steps", "guidance", "height", "width")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def guided(self) -> bool:
@@ -64,7 +71,8 @@ class Asked:
         """How it is drawn, in words."""
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
         guided = f", guidance {self.guidance:g}" if self.guidance else ""
-        return f"seed {self.seed}, {steps}{guided}"
+        sized = f", {self.height} by {self.width} pixels" if self.height or self.width else ""
+        return f"seed {self.seed}, {steps}{guided}{sized}"
 
 
 def asked_of(address: Mapping[str, str]) -> Asked | None:
@@ -111,7 +119,11 @@ def _guidance(text: str) -> float:
 def asked(record: data.SaeRecord) -> Asked | None:
     """The form, and what a person last asked to have drawn; None where nothing was yet."""
     _follow_address()
-    _fill(st.session_state.get(ASKED) or Asked(prompt=example(record)))
+    if (wanted := st.session_state.pop(NEXT, None)) is not None:
+        st.session_state[ASKED] = wanted
+        _put(wanted)
+    if "image_prompt" not in st.session_state:
+        _put(st.session_state.get(ASKED) or Asked(prompt=example(record)))
     row = st.columns([10, 3, 2, 2, 2], vertical_alignment="bottom")
     row[0].text_input("Prompt", key="image_prompt", on_change=_draw, persist_state="session")
     row[1].number_input(
@@ -122,7 +134,7 @@ def asked(record: data.SaeRecord) -> Asked | None:
         "Steps", 1, MOST_STEPS, key="image_steps", persist_state="session",
         help="Denoising steps; with more than one, guidance can be set.",
     )  # fmt: skip
-    if steps > 1 or st.session_state["image_guidance"]:
+    if steps > 1 or st.session_state.get("image_guidance"):
         row[3].number_input(
             "Guidance", 0.0, MOST_GUIDANCE, step=0.5, format="%g", key="image_guidance",
             persist_state="session", help="Above 1, each step reads the empty prompt too.",
@@ -139,15 +151,20 @@ def asked(record: data.SaeRecord) -> Asked | None:
         )  # fmt: skip
     found = st.session_state.get(ASKED)
     if found is not None and found != _typed():
-        st.caption(f"Below: “{found.prompt}”, {found.words}. Press Draw for what is above.")
+        st.caption(
+            f"Below: “{views.markdown(found.prompt)}”, {found.words}. Press Draw for what is above."
+        )
     return found
 
 
-def set_asked(found: Asked) -> None:
-    """Make an image what is asked for, on all pages of images and in the address."""
-    st.session_state[ASKED] = found
-    _put(found)
-    show_address(found)
+def begins_with(record: data.SaeRecord) -> Asked:
+    """What was last asked for, or else an example; the address goes first."""
+    return asked_of(_address()) or st.session_state.get(ASKED) or Asked(prompt=example(record))
+
+
+def ask_next(found: Asked) -> None:
+    """Let an image be what is asked for when the page is drawn the next time."""
+    st.session_state[NEXT] = found
 
 
 def show_address(found: Asked) -> None:
@@ -158,6 +175,21 @@ def show_address(found: Asked) -> None:
         else:
             st.query_params.pop(name, None)
     st.session_state[ADDRESS] = _address()
+
+
+def follow_features() -> None:
+    """Take over the features that the address names (`?f=3,5`), once each time it changes.
+
+    Raises `UserError` where it names none.
+    """
+    text = st.query_params.get("f")
+    if not text or text == st.session_state.get(FEATURES):
+        return
+    st.session_state[FEATURES] = text
+    parts = text.split(",")
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise UserError(f"f must be numbers of features as 3,5; the address has {text[:40]!r}.")
+    st.session_state[WANTED] = tuple(dict.fromkeys(map(int, parts)))
 
 
 def example(record: data.SaeRecord) -> str:
@@ -180,20 +212,17 @@ def _address() -> dict[str, str]:
     return {name: st.query_params[name] for name in PARTS if name in st.query_params}
 
 
-def _fill(found: Asked) -> None:
-    """Give the widgets something to show where they have nothing."""
-    if "image_prompt" not in st.session_state:
-        _put(found)
-
-
 def _put(found: Asked) -> None:
     for name in PARTS:
         st.session_state[f"image_{name}"] = getattr(found, name)
 
 
 def _typed() -> Asked:
-    """What the widgets say."""
-    return Asked(**{name: st.session_state[f"image_{name}"] for name in PARTS})
+    """What the widgets say; the size is that of the image before."""
+    before = st.session_state.get(ASKED) or Asked(prompt="")
+    keys = {name: f"image_{name}" for name in PARTS}
+    typed = {n: st.session_state[key] for n, key in keys.items() if key in st.session_state}
+    return replace(before, **typed)
 
 
 def _draw() -> None:

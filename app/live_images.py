@@ -51,7 +51,7 @@ def codes(record: SaeRecord, asked: Asked) -> PlaceCodes:
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _codes(_record: SaeRecord, path: Path, changed: float, asked: Asked) -> PlaceCodes:
-    site, found = parse_site(_record.run.config["site"]), seen(_record, asked)
+    site, found = site_of(_record), seen(_record, asked)
     sae, x = shared_sae(path, changed), found.values[site]
     if x.shape[-1] != sae.config.d_in:
         raise UserError(
@@ -65,6 +65,11 @@ def _codes(_record: SaeRecord, path: Path, changed: float, asked: Asked) -> Plac
 def sae_of(record: SaeRecord) -> SparseAutoencoder:
     """An SAE, shared by all sessions."""
     return shared_sae(record.run.path, stamp(record.run.path / WEIGHTS))
+
+
+def site_of(record: SaeRecord) -> Site:
+    """Where an SAE reads."""
+    return parse_site(record.run.config["site"])
 
 
 def seen(record: SaeRecord, asked: Asked) -> Seen:

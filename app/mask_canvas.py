@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import streamlit as st
+from streamlit.components.v2 import component
 
 Rows = tuple[tuple[float, ...], ...]
 """Weights from 0 to 1, row by row."""
@@ -17,9 +17,7 @@ def _text(ending: str) -> str:
     return Path(__file__).with_suffix(ending).read_text(encoding="utf-8")
 
 
-_CANVAS = st.components.v2.component(
-    "lorgnette_mask", html=_text(".html"), css=_text(".css"), js=_text(".js")
-)
+_CANVAS = component("lorgnette_mask", html=_text(".html"), css=_text(".css"), js=_text(".js"))
 
 
 def mask_canvas(
