@@ -27,13 +27,6 @@ NAME = (
 )
 
 
-ONLY_IMAGES = (
-    "This page runs a text through a language model, and all SAEs here are of image models. Their "
-    "features can be browsed on the page Features."
-)
-ONLY_TEXT = "This page draws images, and all SAEs here are of language models."
-
-
 def frame() -> None:
     """What every page shares: title and icon of the window, style sheet, logo."""
     icon = MARK.format(width=60, ink=views.ACCENT, name="")
@@ -94,23 +87,19 @@ def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecor
     Returns:
         The choice; None where there is nothing to choose from, and the page then says what to run.
     """
-    records = {record.name: record for record in data.sae_records()}
+    every = {record.name: record for record in data.sae_records()}
     asked = st.query_params.get("sae") or st.session_state.get("chosen_sae")
+    records = {n: r for n, r in every.items() if of_images in (None, r.of_images)}
+    if asked in every and asked not in records:
+        elsewhere(every[asked])
     if asked in records and indexed and records[asked].index is None:
         no_index(records[asked])
-    offered = [
-        name
-        for name, record in records.items()
-        if (record.index or not indexed) and of_images in (None, record.of_images)
-    ]
-    if not offered and any(record.index or not indexed for record in records.values()):
-        st.info(ONLY_IMAGES if of_images is False else ONLY_TEXT, icon=":material/info:")
-        return None
+    offered = [name for name, record in records.items() if record.index or not indexed]
     if not offered:
         if asked not in records:
-            no_sae(list(records.values()))
+            no_sae(list(records.values()), of_images=bool(of_images))
         return None
-    if "sae" in st.query_params and asked not in records:
+    if "sae" in st.query_params and asked not in every:
         data.sae_record(st.query_params["sae"])
     st.session_state["sae_choice"] = asked if asked in offered else offered[0]
     name = st.selectbox("SAE", offered, key="sae_choice", on_change=_remember_sae, width=440)
@@ -118,15 +107,40 @@ def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecor
     return records[name]
 
 
+def elsewhere(record: data.SaeRecord) -> None:
+    """Say that an SAE is of the other kind of model, and which pages are for it."""
+    kind, pages = (
+        ("an image", {"explore": "Explore", "paint": "Paint"})
+        if record.of_images
+        else ("a language", {"prompt_lab": "Prompt lab", "steer": "Steer"})
+    )
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{views.markdown(record.name)}** is of {kind} model; these pages are for it:"
+        )
+        for name, title in pages.items():
+            st.page_link(
+                f"pages/{name}.py", label=f":primary[{title}]", icon="",
+                query_params={"sae": record.name},
+            )  # fmt: skip
+
+
 def _remember_sae() -> None:
     st.session_state["chosen_sae"] = st.session_state["sae_choice"]
     st.query_params["sae"] = st.session_state["sae_choice"]
 
 
-def no_sae(records: list[data.SaeRecord]) -> None:
+def no_sae(records: list[data.SaeRecord], *, of_images: bool = False) -> None:
     """What to run where there is no SAE, or none with an index."""
     if records:
         no_index(records[0])
+    elif of_images:
+        empty(
+            "There is no sparse autoencoder of an image model yet. Make one by:",
+            "store=$(lorgnette capture toy-turbo --sites down.2.1,mid.0,up.0.0,up.0.1)",
+            'sae=$(lorgnette train "$store" --site down.2.1 --preset sdxl-turbo)',
+            'lorgnette index "$sae"',
+        )
     else:
         empty(
             "There is no sparse autoencoder yet. Make one, with everything it needs, by:",

@@ -66,6 +66,25 @@ class SaeRecord:
         return self.run.config["model"].get("random_weights") is not None
 
 
+def image_saes() -> list[SaeRecord]:
+    """The SAEs of image models whose training is complete, sorted as `sae_records`."""
+    return [record for record in sae_records() if record.run.complete and record.of_images]
+
+
+def saes_of_model(record: SaeRecord) -> list[SaeRecord]:
+    """The complete SAEs of the same model with the same weights, this one among them."""
+    model = record.run.config["model"]
+    return [one for one in sae_records() if one.run.complete and one.run.config["model"] == model]
+
+
+def has_images() -> bool:
+    """Whether there is anything of an image model: activations or an SAE."""
+    stores = (run.config for run in runs_of("activations"))
+    return any(config.get("modality") == "images" for config in stores) or any(
+        r.of_images for r in sae_records()
+    )
+
+
 def artifact_root() -> Path:
     """The folder that holds all runs: the variable LORGNETTE_ROOT, else `artifacts`."""
     return Path(os.environ.get(ROOT_VARIABLE, "artifacts"))
@@ -295,8 +314,7 @@ def twin_record(record: SaeRecord) -> SaeRecord | None:
 
 def _described(record: SaeRecord) -> dict[str, Any]:
     """What an SAE and its twin have in common; the corpus is as `cfg.json` names it."""
-    config, path = record.run.config, record.run.path / "cfg.json"
-    known = _json(path, stamp(path)) if path.exists() else {}
+    config, known = record.run.config, _sae_config(record)
     metadata = known.get("metadata") or {}
     return {
         "model": config["model"] | {"random_weights": None},
@@ -306,6 +324,18 @@ def _described(record: SaeRecord) -> dict[str, Any]:
         "corpus": metadata.get("dataset_path"),
         "context": metadata.get("context_size"),
     }
+
+
+def _sae_config(record: SaeRecord) -> dict[str, Any]:
+    path = record.run.path / "cfg.json"
+    return _json(path, stamp(path)) if path.exists() else {}
+
+
+def builtin_prompts(record: SaeRecord) -> bool:
+    """Whether an SAE was trained on captions of toy-turbo's world."""
+    metadata = _sae_config(record).get("metadata") or {}
+    spec = record.run.config["model"]["spec"]
+    return spec == "toy-turbo" or (record.of_images and metadata.get("dataset_path") == "builtin")
 
 
 def twin_references(record: SaeRecord) -> dict[str, Reference]:

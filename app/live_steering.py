@@ -14,7 +14,6 @@ from analyses.dose_cells import first_feature, measured_once
 from analyses.dose_measured import Config, Dosed
 from app import data
 from app.data import artifact_root, stamp
-from app.drawings import png
 from app.live import load, load_images, shared_sae
 from probe.generation import prompt_tokens
 from probe.tokens import token_texts
@@ -125,7 +124,7 @@ def drawn(
     `Drawing.compare` and `lorgnette steer` give.
     """
     ready, lock = drawing_of(document, folder)
-    plain = f"{ready.recipe.model} {ready.model.dtype} {ready.config}"
+    plain = _plain(ready)
     edited = f"{plain} {artifact_root()} {folder} {json.dumps(document)}"
     before = _image(ready, lock, plain, prompt, seed, None)
     after = _image(ready, lock, edited, prompt, seed, times)
@@ -135,19 +134,27 @@ def drawn(
     )  # fmt: skip
 
 
+def _plain(ready: Drawing) -> str:
+    """What an image without edits is known by, beside its prompt and seed."""
+    return f"{ready.recipe.model} {ready.model.dtype} {ready.config}"
+
+
 def doses(
     document: Mapping[str, Any],
     folder: Path | None,
     prompt: str,
     seed: int,
     times: Sequence[float],
-) -> UInt8[Tensor, "n h w 3"]:
-    """One image at several multiples of a recipe's strengths. Raises as `drawing_of` does."""
+) -> Drawn:
+    """One image before, and after several multiples of a recipe's strengths.
+
+    Raises as `drawing_of` does.
+    """
     ready, lock = drawing_of(document, folder)
+    before = _image(ready, lock, _plain(ready), prompt, seed, None)
     with lock:
-        return ready.dose_row(prompt, seed, times)
-
-
-def thumbnail(picture: UInt8[Tensor, "h w 3"], pixels: int = 256) -> bytes:
-    """A picture as the bytes of a PNG file, its longest side at most so long."""
-    return png(picture, pixels=pixels)
+        after = ready.dose_row(prompt, seed, times)
+    return Drawn(
+        prompts=(prompt,) * len(times), seeds=(seed,) * len(times),
+        before=before.expand_as(after), after=after, mask=ready.pixel_mask(),
+    )  # fmt: skip

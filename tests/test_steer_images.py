@@ -76,7 +76,9 @@ def test_shell_page_and_python_give_the_same_bits(tree, file, capsys, monkeypatc
         assert [row[name] for row in rows] == pytest.approx(drawn.moved()[name].tolist())
         assert f"{rows[0][name]:.3g}" in shown
     doses = live_steering.doses(document, file.parent, PROMPT, 1, [0.0, 1.0])
-    assert torch.equal(doses[0], drawn.before[0]) and torch.equal(doses[1], drawn.after[0])
+    assert torch.equal(doses.after[0], drawn.before[0])
+    assert torch.equal(doses.after[1], drawn.after[0])
+    assert doses.moved()["whole"].tolist() == pytest.approx([0, drawn.moved()["whole"][0]])
 
 
 def test_the_same_question_finds_its_folder(tree, file, capsys):
