@@ -141,11 +141,16 @@ def measure_widths(
 
 def steps(subject: Subject, config: Config, settings: Settings, root: Path, tick: Ticks) -> Tables:
     """The table `steps`, or that kept."""
-    n, known = min(settings.images, MOST_IN_STEPS), subject.reader is not None
+    n, known = in_steps(settings), subject.reader is not None
     asked = described(STEPS, subject) | {
         "images": n, "seed": config.seed, "prompts": None if known else config.prompts,
     }  # fmt: skip
     return kept(root, asked, lambda: measure_steps(subject, config, n, tick))
+
+
+def in_steps(settings: Settings) -> int:
+    """How many images are drawn in four steps."""
+    return min(settings.images, MOST_IN_STEPS)
 
 
 def measure_steps(subject: Subject, config: Config, n: int, tick: Ticks) -> Tables:

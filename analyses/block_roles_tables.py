@@ -27,6 +27,7 @@ from analyses.block_roles_numbers import (
     value_rows,
 )
 from analyses.block_roles_probes import PAIR, PROBED
+from analyses.block_roles_sweep import in_steps
 from analyses.statistics import Estimate
 from probe.toyturbo.world import FACTORS
 from saes.probing import f1_score
@@ -43,6 +44,7 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
             "prediction": prediction,
             "patching": patching,
             "ablations": ablations,
+            "values_by_block": values_by_block,
             "values": values,
             "pairs_of_colour_and_shape": pairs_of_values,
             "pushes_of_features": pushes,
@@ -164,6 +166,33 @@ def ablations(measured: Measured) -> Rows:
 # ---------------------------------------------------------------------------------------- values
 
 
+def values_by_block(measured: Measured) -> Rows:
+    """How many values of single factors have a feature of their own, and what became of others."""
+    rows = []
+    for block in measured.blocks:
+        states = value_states(measured, block)
+        single = states[states["factor"] != PAIR]
+        named = single["state"].str
+        row: dict[str, Any] = {
+            "block": block,
+            "values": len(single),
+            f"F1 {OWN:g} or more": owned_count(measured, block, OWN),
+            "F1 0.9 or more": owned_count(measured, block, 0.9),
+            "split": int(named.startswith("split").sum()),
+            "hidden": int(named.startswith("hidden").sum()),
+            "absent": int(named.startswith("absent").sum()),
+            "merged": int(named.endswith("merged").sum()),
+            "pairs of colour and shape": int(
+                (states[states["factor"] == PAIR]["best"] >= OWN).sum()
+            ),
+            "on shuffled labels": owned_count(measured, block, OWN, control="shuffled"),
+        }
+        if block in measured.twins:
+            row["of the twin"] = owned_count(measured, block, OWN, weights="twin")
+        rows.append(row)
+    return rows
+
+
 def values(measured: Measured) -> Rows:
     """The best feature of every value of every factor, by block."""
     return _value_rows(measured, tuple(FACTORS))
@@ -241,9 +270,11 @@ def _names(factor: str) -> tuple[str, ...]:
     return FACTORS[factor]
 
 
-def owned_count(measured: Measured, block: str, least: float, weights: str = "trained") -> int:
+def owned_count(
+    measured: Measured, block: str, least: float, *, weights: str = "trained", control: str = ""
+) -> int:
     """How many values of single factors have a feature of that F1 in a block."""
-    rows = value_rows(measured, block, weights=weights)
+    rows = value_rows(measured, block, control, weights)
     return int(sum(draws[0] >= least for draws in rows["f1"])) if len(rows) else 0
 
 
@@ -338,7 +369,7 @@ def widths(measured: Measured) -> Rows:
             "variance explained": words(from_draws(row["explained"], n)),
             "mean over channels": row["explained_by_channel"],
         }
-        if row["owned"] is not None:
+        if measured.known:
             shown["values with their own feature"] = words(from_draws(row["owned"], n // 2))
         rows.append(shown)
     return sorted(
@@ -351,7 +382,7 @@ def steps(measured: Measured) -> Rows:
     return [
         {
             "block": row["block"], "drawn in steps": row["steps"], "step": row["step"],
-            "variance explained": words(from_draws(row["explained"], 2)),
+            "variance explained": words(from_draws(row["explained"], in_steps(measured.settings))),
         }
         for row in measured.table("steps").to_dict("records")
     ]  # fmt: skip
