@@ -8,7 +8,7 @@ from typing import TypeVar, TypeVarTuple
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import data, views
+from app import data, tiles, views
 from probe.errors import Failure, UserError
 
 Ts = TypeVarTuple("Ts")
@@ -32,6 +32,7 @@ def frame() -> None:
     icon = MARK.format(width=60, ink=views.ACCENT, name="")
     st.set_page_config(page_title="Lorgnette", page_icon=icon, layout="wide")
     st.html(views.STYLE)
+    st.html(tiles.TILE_STYLE)
     ink = "#e0a3b8" if st.context.theme.type == "dark" else views.ACCENT
     st.logo(MARK.format(width=200, ink=ink, name=NAME.format(ink=ink)), size="large")
 
@@ -76,25 +77,29 @@ def empty(sentence: str, *commands: str) -> None:
         st.code("\n".join(commands), language="bash")
 
 
-def choose_sae(*, indexed: bool) -> data.SaeRecord | None:
+def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecord | None:
     """Let a person choose an SAE; the address (`?sae=`) and the last choice decide where to start.
 
     Args:
         indexed: offer only those with a feature index.
+        of_images: offer only those of image models, or only those of language models; None for all.
 
     Returns:
         The choice; None where there is nothing to choose from, and the page then says what to run.
     """
-    records = {record.name: record for record in data.sae_records()}
+    every = {record.name: record for record in data.sae_records()}
     asked = st.query_params.get("sae") or st.session_state.get("chosen_sae")
+    records = {n: r for n, r in every.items() if of_images in (None, r.of_images)}
+    if asked in every and asked not in records:
+        elsewhere(every[asked])
     if asked in records and indexed and records[asked].index is None:
         no_index(records[asked])
     offered = [name for name, record in records.items() if record.index or not indexed]
     if not offered:
         if asked not in records:
-            no_sae(list(records.values()))
+            no_sae(list(records.values()), of_images=bool(of_images))
         return None
-    if "sae" in st.query_params and asked not in records:
+    if "sae" in st.query_params and asked not in every:
         data.sae_record(st.query_params["sae"])
     st.session_state["sae_choice"] = asked if asked in offered else offered[0]
     name = st.selectbox("SAE", offered, key="sae_choice", on_change=_remember_sae, width=440)
@@ -102,15 +107,40 @@ def choose_sae(*, indexed: bool) -> data.SaeRecord | None:
     return records[name]
 
 
+def elsewhere(record: data.SaeRecord) -> None:
+    """Say that an SAE is of the other kind of model, and which pages are for it."""
+    kind, pages = (
+        ("an image", {"explore": "Explore", "paint": "Paint"})
+        if record.of_images
+        else ("a language", {"prompt_lab": "Prompt lab", "steer": "Steer"})
+    )
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{views.markdown(record.name)}** is of {kind} model; these pages are for it:"
+        )
+        for name, title in pages.items():
+            st.page_link(
+                f"pages/{name}.py", label=f":primary[{title}]", icon="",
+                query_params={"sae": record.name},
+            )  # fmt: skip
+
+
 def _remember_sae() -> None:
     st.session_state["chosen_sae"] = st.session_state["sae_choice"]
     st.query_params["sae"] = st.session_state["sae_choice"]
 
 
-def no_sae(records: list[data.SaeRecord]) -> None:
+def no_sae(records: list[data.SaeRecord], *, of_images: bool = False) -> None:
     """What to run where there is no SAE, or none with an index."""
     if records:
         no_index(records[0])
+    elif of_images:
+        empty(
+            "There is no sparse autoencoder of an image model yet. Make one by:",
+            "store=$(lorgnette capture toy-turbo --sites down.2.1,mid.0,up.0.0,up.0.1)",
+            'sae=$(lorgnette train "$store" --site down.2.1 --preset sdxl-turbo)',
+            'lorgnette index "$sae"',
+        )
     else:
         empty(
             "There is no sparse autoencoder yet. Make one, with everything it needs, by:",

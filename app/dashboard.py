@@ -17,23 +17,20 @@ PAGES = (
     ("training", "Training", "show_chart"),
     ("reports", "Reports", "fact_check"),
 )
+# Listed under a heading of their own where there is anything of an image model.
+IMAGE_PAGES = (
+    ("explore", "Explore", "image_search"),
+    ("paint", "Paint", "brush"),
+    ("prompts", "Compare prompts", "compare"),
+)
 
 
 def main() -> None:
     """Draw the page that the address names inside the common frame."""
     components.frame()
-    page = st.navigation(
-        [
-            st.Page(
-                f"pages/{name}.py",
-                title=title,
-                icon=f":material/{icon}:",
-                url_path=name,
-                default=name == "overview",
-            )
-            for name, title, icon in PAGES
-        ]
-    )
+    pages = [_page(*page, listed=True) for page in PAGES]
+    images = [_page(*page, listed=data.has_images()) for page in IMAGE_PAGES]
+    page = st.navigation({"": pages, "Images": images}, expanded=True)
     with st.sidebar:
         st.caption(f"Artifacts in `{data.artifact_root()}`")
     st.session_state["framed"] = True
@@ -42,6 +39,17 @@ def main() -> None:
             page.run()
     finally:
         del st.session_state["framed"]
+
+
+def _page(name: str, title: str, icon: str, *, listed: bool) -> st.Page:
+    return st.Page(
+        f"pages/{name}.py",
+        title=title,
+        icon=f":material/{icon}:",
+        url_path=name,
+        default=name == "overview",
+        visibility="visible" if listed else "hidden",
+    )
 
 
 def enter(show: Callable[[], None]) -> None:

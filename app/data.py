@@ -7,6 +7,7 @@ An SAE is known by the name of its folder, which ends in a hash of its config. I
 evaluation are runs inside that folder; of several complete ones the newest counts.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ import pandas as pd
 import streamlit as st
 
 from analyses.report import METRICS, Report, read_report
-from app.views import ExampleGroup, Strip
+from app.views import ExampleGroup, Strip, Unit
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
+from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
 from saes.feature_reference import Reference, twin_statistics
 from saes.feature_schema import SCHEMA
@@ -48,9 +50,39 @@ class SaeRecord:
         return self.run.path.name
 
     @property
+    def of_images(self) -> bool:
+        """Whether it reads an image model."""
+        site = parse_site(self.run.config["site"])
+        return site.kind == "block" or (site.path or "").startswith("unet.")
+
+    @property
+    def unit(self) -> Unit:
+        """What its features fire on."""
+        return "places" if self.of_images else "tokens"
+
+    @property
     def is_control(self) -> bool:
         """Whether its model has random weights: it is then what other SAEs are compared with."""
         return self.run.config["model"].get("random_weights") is not None
+
+
+def image_saes() -> list[SaeRecord]:
+    """The SAEs of image models whose training is complete, sorted as `sae_records`."""
+    return [record for record in sae_records() if record.run.complete and record.of_images]
+
+
+def saes_of_model(record: SaeRecord) -> list[SaeRecord]:
+    """The complete SAEs of the same model with the same weights, this one among them."""
+    model = record.run.config["model"]
+    return [one for one in sae_records() if one.run.complete and one.run.config["model"] == model]
+
+
+def has_images() -> bool:
+    """Whether there is anything of an image model: activations or an SAE."""
+    stores = (run.config for run in runs_of("activations"))
+    return any(config.get("modality") == "images" for config in stores) or any(
+        r.of_images for r in sae_records()
+    )
 
 
 def artifact_root() -> Path:
@@ -194,9 +226,18 @@ def recipe_folder() -> Path:
     return artifact_root() / "recipes"
 
 
-def saved_recipes() -> list[Path]:
-    """The files of all saved recipes, by name."""
-    return sorted(recipe_folder().glob("*.json"))
+def saved_recipes(*, of_images: bool | None = None) -> list[Path]:
+    """The files of all saved recipes, by name; only those of images, or of texts, where asked."""
+    found = sorted(recipe_folder().glob("*.json"))
+    return [path for path in found if of_images is None or _draws(path) == of_images]
+
+
+def _draws(path: Path) -> bool:
+    """Whether a recipe's file is of images; one that cannot be read is told of when it is used."""
+    try:
+        return "draw" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def recipe_path(name: str) -> Path:
@@ -273,8 +314,7 @@ def twin_record(record: SaeRecord) -> SaeRecord | None:
 
 def _described(record: SaeRecord) -> dict[str, Any]:
     """What an SAE and its twin have in common; the corpus is as `cfg.json` names it."""
-    config, path = record.run.config, record.run.path / "cfg.json"
-    known = _json(path, stamp(path)) if path.exists() else {}
+    config, known = record.run.config, _sae_config(record)
     metadata = known.get("metadata") or {}
     return {
         "model": config["model"] | {"random_weights": None},
@@ -284,6 +324,18 @@ def _described(record: SaeRecord) -> dict[str, Any]:
         "corpus": metadata.get("dataset_path"),
         "context": metadata.get("context_size"),
     }
+
+
+def _sae_config(record: SaeRecord) -> dict[str, Any]:
+    path = record.run.path / "cfg.json"
+    return _json(path, stamp(path)) if path.exists() else {}
+
+
+def builtin_prompts(record: SaeRecord) -> bool:
+    """Whether an SAE was trained on captions of toy-turbo's world."""
+    metadata = _sae_config(record).get("metadata") or {}
+    spec = record.run.config["model"]["spec"]
+    return spec == "toy-turbo" or (record.of_images and metadata.get("dataset_path") == "builtin")
 
 
 def twin_references(record: SaeRecord) -> dict[str, Reference]:
@@ -372,6 +424,12 @@ def _examples(
     _index: FeatureIndex, path: Path, changed: float, feature: int
 ) -> tuple[ExampleGroup, ...]:
     rows = _index.examples(feature)
+    if _index.of_images:
+        from app.tile_data import tiles
+
+        rows = rows.assign(example=tiles(_index, rows))
+    else:
+        rows = rows.assign(example=[_strip(row) for row in rows.to_dict("records")])
     groups = [group for _, group in rows.groupby(["kind", "interval"], sort=False)]
     return tuple(map(_group, groups))
 
@@ -384,7 +442,7 @@ def _group(rows: pd.DataFrame) -> ExampleGroup:
         low=float(first["interval_low"]) if interval else 0.0,
         high=float(first["interval_high"]) if interval else 0.0,
         share=float(first["interval_share"]) if interval else 1.0,
-        strips=tuple(_strip(row) for row in rows.to_dict("records")),
+        examples=tuple(rows["example"]),
     )
 
 
@@ -399,7 +457,10 @@ def _strip(row: Mapping[Any, Any]) -> Strip:
 
 
 def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
-    """A feature's examples: the intervals from strong to weak, then random ones, then top ones."""
+    """A feature's examples: the intervals from strong to weak, then random ones, then top ones.
+
+    Each is a `Strip` or, of images, a `Tile`.
+    """
     index = feature_index(record)
     groups = _examples(index, index.path, stamp(index.path / "manifest.json"), feature)
     return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))

@@ -13,8 +13,9 @@ import torch
 
 from app.data import SaeRecord, stamp
 from app.views import Strip
+from probe.diffusion import DiffusionModel
 from probe.language import LanguageModel
-from probe.models import Dtype, load_language_model
+from probe.models import Dtype, load_image_model, load_language_model
 from probe.tokens import Prompt
 from saes.folder import load_sae
 from saes.models import SparseAutoencoder
@@ -41,6 +42,14 @@ def load(
 ) -> tuple[LanguageModel, threading.Lock]:
     """A model and the lock to hold while it runs, once for all sessions."""
     return load_language_model(spec, random_weights=random_weights, dtype=dtype), threading.Lock()
+
+
+@st.cache_resource(show_spinner=False, max_entries=2)
+def load_images(
+    spec: str, random_weights: int | None, dtype: Dtype
+) -> tuple[DiffusionModel, threading.Lock]:
+    """An image model and the lock to hold while it draws, once for all sessions."""
+    return load_image_model(spec, random_weights=random_weights, dtype=dtype), threading.Lock()
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)

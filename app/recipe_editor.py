@@ -21,12 +21,17 @@ OPS = {
     "mean_ablate": "Set to its mean",
     "patch": "Patch from another prompt",
     "project_out": "Project out",
+    "transport": "Transport from another prompt",
+    "reconstruct": "Reconstruct",
 }
 UNITS = {"raw": "raw", "mean": "x mean", "max": "x max", "sd": "x sd"}
 TARGETS = {
     "feature": "Feature of an SAE",
+    "features": "Features of an SAE",
+    "sae": "All that an SAE says",
     "direction": "Direction from a file",
     "neuron": "Neuron",
+    "neurons": "Neurons",
     "head": "Head",
     "site": "Whole site",
 }
@@ -39,7 +44,9 @@ POSITIONS = {
     "text": "tokens of a text",
     "mask": "tokens picked below",
 }
-WITH_STRENGTH = ("add", "set", "scale", "clamp")
+WITH_STRENGTH = ("add", "set", "scale", "clamp", "transport")
+FACTORS = ("scale", "transport")
+WITH_SOURCE = ("patch", "transport")
 Document = dict[str, Any]
 
 
@@ -55,7 +62,9 @@ def edit_form(
         key: begins the widgets' keys; another one forgets what was typed.
     """
     target, positions = edit["target"], edit.get("positions", "all")
-    kind = "site" if target == "site" else next(name for name in TARGETS if name in target)
+    # An SAE's key stands beside its features: alone, all of it is meant.
+    kinds = [name for name in TARGETS if name != "sae" and name in target] or ["sae"]
+    kind = "site" if target == "site" else kinds[0]
     first = st.columns([4, 3, 4, 4], vertical_alignment="bottom")
     op = first[0].selectbox(
         "Operation", list(OPS), index=list(OPS).index(edit["op"]), key=f"{key}-op",
@@ -72,8 +81,8 @@ def edit_form(
     second = st.columns([2, 2, 3, 3, 2], vertical_alignment="bottom")
     if op in WITH_STRENGTH:
         made["strength"] = _strength(op, edit.get("strength"), second[0], second[1], key)
-    if op == "patch":
-        made["source"] = second[0].text_input(
+    if op in WITH_SOURCE:
+        made["source"] = second[1 if op in WITH_STRENGTH else 0].text_input(
             "From the prompt", edit.get("source", ""), key=f"{key}-source"
         )
     made["positions"] = _positions(positions, tokens, second[2], second[3], key)
@@ -89,6 +98,14 @@ def _target(kind: str, target: Any, saes: Mapping[str, str], key: str) -> Any:
     if kind == "direction":
         file = st.text_input("File", known.get("direction", ""), key=f"{key}-direction")
         return {"direction": file} | _kept(known, file == known.get("direction"))
+    if kind == "sae":
+        chosen = st.selectbox("SAE", list(saes), key=f"{key}-whole-sae")
+        return {"sae": chosen or ""}
+    if kind in ("features", "neurons"):
+        shown = ", ".join(map(str, known.get(kind, [0])))
+        typed = st.text_input(f"{kind.capitalize()}, with commas", shown, key=f"{key}-numbers")
+        of_sae = {"sae": known.get("sae") or next(iter(saes), "")} if kind == "features" else {}
+        return {kind: parsed_numbers(typed)} | of_sae
     label = {"feature": "Feature", "neuron": "Neuron", "head": "Head"}[kind]
     number = int(st.number_input(label, 0, None, int(known.get(kind, 0)), key=f"{key}-number"))
     made: Document = {kind: number}
@@ -107,11 +124,13 @@ def _kept(known: Mapping[str, Any], same: bool) -> Document:
 
 
 def _strength(op: str, strength: Any, value_at: Any, unit_at: Any, key: str) -> Document:
-    known = strength or {"value": 1.0, "unit": "raw" if op == "scale" else "max"}
+    known = strength or {"value": 1.0, "unit": "raw" if op in FACTORS else "max"}
     value = value_at.number_input(
         "Strength", value=float(known["value"]), step=0.1, format="%g", key=f"{key}-value"
     )
-    units = ["raw"] if op == "scale" else list(UNITS)
+    if op in WITH_SOURCE:
+        return {"value": value, "unit": "raw"}
+    units = ["raw"] if op in FACTORS else list(UNITS)
     unit = unit_at.selectbox(
         "Unit", units, index=units.index(known["unit"]) if known["unit"] in units else 0,
         format_func=UNITS.__getitem__, key=f"{key}-unit-{op == 'scale'}",
@@ -156,6 +175,14 @@ def _steps(steps: Any, at: Any, key: str) -> Any:
         "token. Empty for all.",
     )  # fmt: skip
     return parsed_span(text) if text.strip() else None
+
+
+def parsed_numbers(text: str) -> list[int]:
+    """`3, 5` as `[3, 5]`. Raises `UserError` where it is no list of whole numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{text!r} is no list of whole numbers: wanted some as 3, 5.") from error
 
 
 def span_text(span: Sequence[int | None] | None) -> str:

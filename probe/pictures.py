@@ -90,13 +90,22 @@ def write_pictures(path: Path, pictures: list[Picture]) -> None:
         )
 
 
+def pictures_path(folder: Path, number: int) -> Path:
+    """The file of a shard's kept images."""
+    return folder / f"images-{number:05d}.parquet"
+
+
 def read_picture(folder: Path, image: int) -> Picture:
     """A kept image of a store. Raises `UserError` where it was not kept."""
-    for path in sorted(folder.glob("images-*.parquet")):
-        found = pyarrow.parquet.read_table(path, filters=[("image", "==", image)])
-        if found.num_rows:
-            (row,) = found.to_pylist()
-            return Picture(**{field.name: row[field.name] for field in fields(Picture)})
+    first = pictures_path(folder, 0)
+    if first.is_file():
+        # The first images are kept, and every file but the last has as many of them.
+        in_file = pyarrow.parquet.ParquetFile(first).metadata.num_rows
+        path = pictures_path(folder, image // in_file)
+        if path.is_file():
+            found = pyarrow.parquet.read_table(path, filters=[("image", "==", image)])
+            for row in found.to_pylist():
+                return Picture(**{field.name: row[field.name] for field in fields(Picture)})
     raise UserError(
         f"{folder} has not kept image {image}; draw it again from its prompt and seed, or capture "
         "with --keep-images."

@@ -201,11 +201,6 @@ def acts_path(folder: Path, site_folder: str, number: int) -> Path:
     return folder / site_folder / f"acts-{number:05d}.safetensors"
 
 
-def pictures_path(folder: Path, number: int) -> Path:
-    """The file of a shard's kept images."""
-    return folder / f"images-{number:05d}.parquet"
-
-
 def rows_path(folder: Path, number: int) -> Path:
     """The file of a shard's tokens; written last, it says that the shard is whole."""
     return folder / f"rows-{number:05d}.safetensors"

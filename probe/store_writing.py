@@ -36,12 +36,12 @@ from probe.diffusion import DiffusionModel
 from probe.errors import Failure
 from probe.language import LanguageModel
 from probe.models import model_name, weights_checksum
-from probe.pictures import Picture, write_pictures
+from probe.pictures import Picture, pictures_path, write_pictures
 from probe.ranks import ALONE, Ranks, create_run
 from probe.rows import Batch, capture_rows, norm_limits, without_outliers
 from probe.runs import Run, atomic_path
 from probe.sites import Site, parse_site
-from probe.store import ActivationStore, acts_path, open_tensors, pictures_path, rows_path
+from probe.store import ActivationStore, acts_path, open_tensors, rows_path
 from probe.store_config import DTYPES, AnyStoreConfig, ImageStoreConfig, read_store_config
 from probe.store_sources import Source, documents_table, open_source
 

@@ -105,9 +105,7 @@ def prepare(
             device=device,
         )
     check_model(recipe, model, loaded)
-    if saes is None:
-        for one in loaded.values():
-            one.sae.to(model.device)
+    loaded = {key: one.on(model.device) for key, one in loaded.items()}
     return Drawing(
         recipe=recipe,
         model=model,

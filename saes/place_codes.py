@@ -39,6 +39,20 @@ class PlaceCodes:
         here = (self.values * (self.indices == feature)).sum(-1)
         return here.unflatten(1, self.grid)
 
+    def table(self) -> pd.DataFrame:
+        """Every code that is not 0: `step`, `y`, `x`, `feature`, `activation`."""
+        step, place, _ = (self.values != 0).nonzero(as_tuple=True)
+        fires = self.values != 0
+        return pd.DataFrame(
+            {
+                "step": step.numpy(),
+                "y": (place // self.grid[1]).numpy(),
+                "x": (place % self.grid[1]).numpy(),
+                "feature": self.indices[fires].numpy(),
+                "activation": self.values[fires].numpy(),
+            }
+        )
+
     def strongest(self, n: int, step: int | None = None) -> pd.DataFrame:
         """The features of largest mean over the places: `feature`, `mean`, `max`, `share`.
 
@@ -52,13 +66,13 @@ class PlaceCodes:
         frame = pd.DataFrame(
             {"feature": indices[fires].numpy(), "activation": values[fires].double().numpy()}
         )
-        found = frame.groupby("feature")["activation"].agg(["sum", "max", "size"])
+        found = frame.groupby("feature")["activation"].agg(["sum", "max", "size"]).reset_index()
         shown = pd.DataFrame(
             {
-                "feature": found.index.to_numpy(),
-                "mean": found["sum"].to_numpy() / len(values),
-                "max": found["max"].to_numpy(),
-                "share": found["size"].to_numpy() / len(values),
+                "feature": found["feature"],
+                "mean": found["sum"] / len(values),
+                "max": found["max"],
+                "share": found["size"] / len(values),
             }
         )
         return (
@@ -93,12 +107,19 @@ def codes_of_image(
     """
     with applying(model, edits):
         passes = read_passes(model, [prompt], [seed], config, [site], draw=draw)
-    x = passes.values[site][:, 0]
+    image = None if passes.drawn is None else passes.drawn.images[0]
+    return place_codes(sae, passes.values[site][:, 0], model.grid(site, config), image)
+
+
+def place_codes(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "s t d"],
+    grid: tuple[int, int],
+    image: UInt8[Tensor, "h w 3"] | None,
+) -> PlaceCodes:
+    """What an SAE says of the activations of one image, at every step and place of its grid."""
     with torch.no_grad():
         codes: Codes = sae.encode(x.to(sae.W_dec.device, torch.float32))
     return PlaceCodes(
-        values=codes.values.cpu(),
-        indices=codes.indices.cpu(),
-        grid=model.grid(site, config),
-        image=None if passes.drawn is None else passes.drawn.images[0],
+        values=codes.values.cpu(), indices=codes.indices.cpu(), grid=grid, image=image
     )

@@ -1,7 +1,8 @@
 """The SAEs that a recipe names: found by their weights, read, and the sizes of their features."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,12 @@ class LoadedSae:
     """Its weights."""
     site: str
     """The site it was trained on."""
+
+    def on(self, device: torch.device) -> "LoadedSae":
+        """The same on a device; a copy, since others may use this one, where it is elsewhere."""
+        if self.sae.W_dec.device == device:
+            return self
+        return replace(self, sae=copy.deepcopy(self.sae).to(device))
 
 
 def needed_saes(

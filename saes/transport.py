@@ -63,10 +63,10 @@ class Pair:
     """Of both."""
     draw: DrawConfig
     """How."""
-    source_mask: Float[Tensor, "h w"] | None = None
+    source_mask: Float[Tensor, "_h _w"] | None = None
     """Weights from 0 to 1 of the places that give, at any size of the images' aspect; None for
     all."""
-    target_mask: Float[Tensor, "h w"] | None = None
+    target_mask: Float[Tensor, "_h _w"] | None = None
     """The same of the places that something is removed at. To add an object give the source's mask
     for both, to delete one the target's."""
 
@@ -194,7 +194,7 @@ def neuron_sites(model: DiffusionModel, block: Site) -> list[Site]:
 
 # ---------------------------------------------------------------------------------------- scores
 
-Inside = tuple[Float[Tensor, "s t w"], Float[Tensor, " t"]]
+Inside = tuple[Float[Tensor, "_s _t _n"], Float[Tensor, " _t"]]
 """Numbers at each step and place, and the weights of the places."""
 
 
@@ -236,7 +236,7 @@ def _by_site(numbers: Int[Tensor, " k"], widths: Mapping[Site, int]) -> dict[Sit
     return found
 
 
-def _normalised(values: Float[Tensor, "s t w"], weights: Float[Tensor, " t"]) -> Inside:
+def _normalised(values: Float[Tensor, "s t n"], weights: Float[Tensor, " t"]) -> Inside:
     """Numbers divided by their norm over the places of the mask, at each step."""
     norms = torch.einsum("stw,t->sw", values.square(), weights).sqrt()
     return values / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None], weights
@@ -244,13 +244,13 @@ def _normalised(values: Float[Tensor, "s t w"], weights: Float[Tensor, " t"]) ->
 
 def _read(
     model: DiffusionModel, prompt: str, pair: Pair, sites: Sequence[Site]
-) -> dict[Site, Float[Tensor, "s t d"]]:
+) -> dict[Site, Float[Tensor, "_s _t _d"]]:
     passes = read_passes(model, [prompt], [pair.seed], pair.draw, list(sites))
     return {site: values[:, 0].float() for site, values in passes.values.items()}
 
 
 def _in_mask(
-    values: Float[Tensor, "s t w"],
+    values: Float[Tensor, "s t n"],
     model: DiffusionModel,
     site: Site,
     mask: Float[Tensor, "h w"] | None,

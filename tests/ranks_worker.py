@@ -149,7 +149,7 @@ def make_stream(corpus: Path, ranks: Ranks) -> StreamSource:
 def resume(ranks: Ranks, folder: Path) -> None:
     """The killed training, that of one process, the commands, and a capture in which rank 1 dies.
 
-    It dies in its second shard: three passes find the widths, one the norms, three make a shard.
+    It dies in its second shard: one pass finds the widths, one the norms, three make a shard.
     """
     killed = make_job(ranks, folder / "killed", "sharded")
     fit([killed], Rows(), progress=False, division=Shards(ranks=ranks))
@@ -161,7 +161,7 @@ def resume(ranks: Ranks, folder: Path) -> None:
 
     def die(*_: object) -> None:
         seen.append(1)
-        if ranks.rank == 1 and len(seen) == 9:
+        if ranks.rank == 1 and len(seen) == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.model.get_submodule("model.layers.0").register_forward_hook(die)

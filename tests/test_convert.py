@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from artifact_tree import D_SAE, SITE, K, Tree, make_tree
-from peer_files import rows_for, write_saelens, write_sparsify, write_top_afa
+from peer_files import (
+    rows_for,
+    write_saelens,
+    write_sdxl_unbox,
+    write_sparsify,
+    write_top_afa,
+)
 from safetensors.numpy import load_file
 
 from app.commands import convert, evaluate, index
@@ -25,6 +31,9 @@ from saes.features import FeatureIndex
 from saes.folder import load_sae, sae_metadata
 from saes.interop.neuronpedia import NeuronpediaOptions
 from saes.interop.reading import read_peer
+from saes.recipe_parts import Unit
+from saes.recipe_saes import feature_size
+from saes.scales import SCALES
 
 WIDTH = 32
 
@@ -181,6 +190,40 @@ def test_scales_of_the_brush_are_those_of_the_index(tree: Tree, tmp_path: Path) 
     numbers = FeatureIndex.open(found).numbers()
     mean = torch.load(tmp_path / "s" / "mean.pt", weights_only=True).numpy()
     np.testing.assert_allclose(mean, numbers["mean"].fillna(0).to_numpy(), rtol=1e-6)
+
+
+def test_scales_that_came_with_an_sae_are_kept_and_measure_strengths(tmp_path: Path) -> None:
+    folder = tmp_path / "unet.mid_block.attentions.0_k4_hidden29_auxk256_bs4096_lr0.0001" / "final"
+    folder.mkdir(parents=True)
+    write_sdxl_unbox(folder)
+    common = Common(root=tmp_path / "artifacts")
+    ours = convert.run(convert.Command(source=folder, common=common))
+    assert ours is not None
+    run = Run.open(ours)
+    assert run.config["site"] == "mid.0" and SCALES in run.manifest["files"]
+    theirs = {unit: torch.load(folder / f"{name}.pt") for unit, name in BRUSH}
+    for unit, _ in BRUSH:
+        assert feature_size(run, 3, unit) == float(theirs[unit][3])
+    out = convert.run(
+        convert.Command(source=ours, to="sdxl-unbox", out=tmp_path / "out", common=common)
+    )
+    assert out is not None
+    for unit, name in BRUSH:
+        assert torch.equal(torch.load(out / f"{name}.pt"), theirs[unit])
+    with pytest.raises(UserError, match="has no feature index"):
+        feature_size(run, 3, "max")
+    twice = read_peer(folder, unit_norm=True)
+    norms = read_peer(folder).sae.W_dec.norm(dim=1)
+    assert twice.scales is not None
+    torch.testing.assert_close(twice.scales.mean, theirs["mean"] * norms)
+    (folder / "std.pt").unlink()
+    assert "std.pt is missing" in " ".join(read_peer(folder).notes)
+    torch.save(torch.rand(3), folder / "mean.pt")
+    with pytest.raises(Failure, match="should hold mean of shape"):
+        read_peer(folder)
+
+
+BRUSH: tuple[tuple[Unit, str], ...] = (("mean", "mean"), ("sd", "std"))
 
 
 def test_top_afa_is_frozen_on_the_linked_store(

@@ -73,6 +73,48 @@ def test_a_recipe_is_saved_and_loaded_again(page, browsed):
         path.unlink(missing_ok=True)
 
 
+def test_several_features_are_transported(page, browsed):
+    app = page(sae=browsed.sae.path.name, feature="7")
+    widget(app.selectbox, "Operation").set_value("transport")
+    widget(app.selectbox, "Target").set_value("features")
+    app = app.run()
+    widget(app.text_input, "Features, with commas").set_value("7, 3")
+    widget(app.text_input, "From the prompt").set_value("Snow fell on the mountains")
+    app.session_state["steer_tokens"] = 3
+    widget(app.text_area, "Prompt").set_value("Snow fell on the mountains")
+    app = press(app.run(), "Steer")
+    assert not app.exception and not app.warning, words(app)
+    assert "Steered" in words(app)
+    widget(app.text_input, "Features, with commas").set_value("7 and 3")
+    assert "is no list of whole numbers" in words(app.run())
+
+
+def test_the_reconstruction_is_chosen(page, browsed):
+    app = page(sae=browsed.sae.path.name, feature="7")
+    widget(app.selectbox, "Operation").set_value("reconstruct")
+    widget(app.selectbox, "Target").set_value("sae")
+    app.session_state["steer_tokens"] = 3
+    widget(app.text_area, "Prompt").set_value("Rain")
+    app = press(app.run(), "Steer")
+    assert not app.exception and not app.warning, words(app)
+    assert "Steered" in words(app)
+
+
+def test_recipes_of_images_are_left_to_the_shell(page, browsed):
+    path = browsed.root / "recipes" / "a-picture.json"
+    path.parent.mkdir(exist_ok=True)
+    edit = {"site": "mid.0", "op": "zero", "target": "site"}
+    picture = {"schema": 2, "name": "a picture", "draw": {}, "edits": [edit]}
+    path.write_text(json.dumps(picture | {"model": {"spec": "toy-turbo"}}))
+    try:
+        app = page()
+        assert not app.exception
+        assert "a-picture" not in widget(app.selectbox, "Saved recipes").options
+        assert "draws images; run it with" in words(page(recipe="a-picture"))
+    finally:
+        path.unlink()
+
+
 def test_edits_are_added_and_removed(page, browsed):
     app = press(page(sae=browsed.sae.path.name, feature="7"), "Add an edit")
     assert sum(one.label == "Operation" for one in app.selectbox) == 2

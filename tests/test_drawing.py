@@ -17,7 +17,7 @@ from saes.drawing import Drawing, on_grid, prepare
 from saes.folder import load_sae
 from saes.place_codes import codes_of_image
 from saes.recipe_making import feature_recipe, icon_recipe
-from saes.recipes import Recipe, Strength, read_recipe, recipe_from, to_json, write_recipe
+from saes.recipes import Strength, read_recipe, recipe_from, to_json, write_recipe
 from saes.scales import load_scales
 
 PROMPT, OTHER, SEED = "a red circle", "two blue boats", 7
@@ -93,8 +93,10 @@ def by_recipe(drawing: Drawing, prompt: str = PROMPT) -> Tensor:
 
 
 def assert_same(found: Tensor, wanted: Tensor, plain: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
-    assert (found - plain).abs().max() > 1e-2, "the edit changes something"
+    """Equal but for rounding, which is small beside what the edit does."""
+    effect = (wanted - plain).abs().max()
+    assert effect > 5e-4, "the edit changes something"
+    assert (found - wanted).abs().max() <= min(2e-4, 0.05 * effect)
 
 
 def plain(tree: ImageTree, draw: DrawConfig = STEPS) -> Tensor:
@@ -188,16 +190,14 @@ def test_set_clamp_and_zero_of_a_feature(tree):
             return x + (new(a) - a) * f
 
         found = by_recipe(ready(tree, edit | feature(number)))
-        torch.testing.assert_close(
-            found, by_hand(tree, {BLOCK: change}), atol=2e-4, rtol=1e-4, msg=str(edit)
-        )
+        assert_same(found, by_hand(tree, {BLOCK: change}), plain(tree))
 
 
 @pytest.mark.parametrize("steps", [[0, 1], [1, 2], [1, None]])
 def test_a_range_of_steps(tree, steps):
-    drawing = ready(tree, {"op": "zero", "target": "site", "steps": steps})
+    drawing = ready(tree, {"op": "scale", "strength": 9.0, "target": "site", "steps": steps})
     inside = range(*(steps[0], steps[1] or 2))
-    wanted = by_hand(tree, {BLOCK: lambda x, step: 0 * x if step in inside else x})
+    wanted = by_hand(tree, {BLOCK: lambda x, step: 9 * x if step in inside else x})
     assert_same(by_recipe(drawing), wanted, plain(tree))
 
 
@@ -208,8 +208,7 @@ def test_patch_of_a_block_at_masked_places(tree):
     assert_same(by_recipe(ready(tree, edit)), wanted, plain(tree))
 
 
-def test_a_block_patched_everywhere_and_all_that_follows_is_the_other_image(tree):
-    """With every block patched from it, only the U-Net's remaining layers read the own prompt."""
+def test_an_image_patched_from_itself_is_itself(tree):
     edits = [
         {"op": "patch", "target": "site", "source": PROMPT, "site": str(site)}
         for site in tree.model.sites()
@@ -219,7 +218,7 @@ def test_a_block_patched_everywhere_and_all_that_follows_is_the_other_image(tree
 
 
 def test_patch_of_features(tree):
-    numbers = [strongest(tree), strongest(tree, OTHER), 11]
+    numbers = [strongest(tree, OTHER), 3, 11]
     edit = {"op": "patch", "target": {"features": numbers, "sae": "main"}, "source": OTHER}
     other = encode(tree, updates(tree, OTHER))[..., numbers]
     W = decoder(tree)[numbers]
@@ -325,7 +324,7 @@ def test_how_far_images_move_inside_and_outside_the_mask(tree):
     outside = 1 - weights
     assert row["outside"] == pytest.approx(float((change * outside).sum() / outside.sum()))
     everywhere = ready(tree).compare([PROMPT], [SEED]).moved()
-    assert everywhere["outside"].isna().all()
+    assert bool(everywhere["outside"].isna().all())
 
 
 def test_a_row_of_doses(tree):
@@ -356,6 +355,7 @@ def test_heat_maps_are_the_codes_at_their_places(tree):
     )
     shares = (dense[1] > 0).double().mean(0)[wanted.indices[:3]]
     assert found["share"].tolist() == pytest.approx(shares.tolist())
+    assert codes.image is not None
     assert torch.equal(codes.image, tree.model.generate([PROMPT], [SEED], STEPS).images[0])
     edited = drawing.codes(PROMPT, SEED, "main", edited=True)
     assert not torch.equal(edited.heat_map(5), codes.heat_map(5))
@@ -483,13 +483,12 @@ def test_what_does_not_fit_the_image_model_is_refused(tree, tmp_path):
         assert sentence in str(told.value) and "\n" not in str(told.value), edit
     with pytest.raises(UserError, match=r"1001 steps were asked for and the schedule of"):
         ready(tree, draw=DrawConfig(steps=1001)).draw([PROMPT], [SEED])
-    other = replace(
-        recipe_from(document(tree)), model=replace(_recipe(tree).model, spec="toy-turbo")
-    )
+    own = recipe_from(document(tree))
+    other = replace(own, model=replace(own.model, spec="toy-turbo"))
     with pytest.raises(UserError, match=r"is for the model toy-turbo, not for"):
         prepare(other, root=tree.root, model=tree.model)
     narrow = make_sae(tmp_path, tree.spec, BLOCK, 3, width=8)
-    with pytest.raises(UserError, match="has width 8 and down.2.1 has width 16"):
+    with pytest.raises(UserError, match=r"has width 8 and down\.2\.1 has width 16"):
         prepare(
             feature_recipe(narrow, 1, strength=Strength(value=1.0), draw=STEPS), root=tmp_path,
             model=tree.model,
@@ -498,13 +497,9 @@ def test_what_does_not_fit_the_image_model_is_refused(tree, tmp_path):
         ready(tree).draw([PROMPT], [1, 2])
 
 
-def _recipe(tree: ImageTree) -> Recipe:
-    return recipe_from(document(tree))
-
-
 def test_texts_and_images_are_not_mixed_up(tree):
     with pytest.raises(UserError, match="draws images and a recipe of texts was wanted"):
-        steering.prepare(_recipe(tree), root=tree.root)
+        steering.prepare(recipe_from(document(tree)), root=tree.root)
     text = feature_recipe(replace_site(tree), 3, strength=Strength(value=1.0))
     with pytest.raises(UserError, match="is of texts and one of images was wanted"):
         prepare(text, root=tree.root, model=tree.model)

@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from probe.adapters import Moment
 from probe.capture import capturing
 from probe.errors import UserError
 from probe.generation import GenerateConfig, generate, generate_rows, prompt_tokens
 from probe.interventions import (
     Channels,
     Coordinate,
+    Coordinates,
     Edit,
+    Picked,
+    Places,
+    Rest,
     Turned,
     Where,
     applying,
@@ -26,7 +31,9 @@ X = torch.tensor([[[3.0, 4.0], [6.0, 8.0], [4.0, -3.0]]])  # coordinates 1, 2, 0
 ALL = Where(prompt=torch.ones(3, dtype=torch.bool))
 
 
-def edit(op, value: float | torch.Tensor = 0.0, component=None, where=ALL, row=None) -> Edit:
+def edit(
+    op, value: float | torch.Tensor = 0.0, component=None, where: Where | Places = ALL, row=None
+) -> Edit:
     return Edit(
         site=SITE, component=component or Coordinate(vector=V), op=op, where=where, row=row,
         value=value if isinstance(value, torch.Tensor) else torch.tensor([value]),
@@ -117,6 +124,74 @@ def test_turned_changes_have_the_same_size_in_another_direction():
     assert edited(X, [edit("add", 2.0, turned)]).tolist() == [[[3, 14], [6, 18], [4, 7]]]
     both = Turned(component=Channels(start=0, stop=2), direction=along)
     assert edited(X, [edit("zero", component=both)]).tolist() == [[[3, 9], [6, 18], [4, 2]]]
+
+
+def test_several_coordinates_channels_and_what_a_dictionary_leaves_out():
+    first_two = Coordinates(
+        vectors=torch.tensor([[1.0, 1.0], [0.0, 2.0]]), read=lambda x: x[..., [1, 0]] * 10
+    )
+    # The numbers at the first token are 40 and 30.
+    halved = edited(X, [edit("scale", 0.5, first_two)])
+    assert halved[0, 0].tolist() == [3 - 20, 4 - 20 - 2 * 15]
+    swapped = Picked(channels=torch.tensor([1, 0]))
+    new = edited(X, [edit("set", torch.tensor([7.0, 8.0]), swapped)])
+    assert new.tolist() == [[[8, 7]] * 3]
+    rebuilt = Rest(rebuild=lambda x: torch.full_like(x, 2.5))
+    assert edited(X, [edit("zero", component=rebuilt)]).tolist() == [[[2.5, 2.5]] * 3]
+    half = Turned(component=swapped, direction=torch.tensor([0.0, 1.0]))
+    assert edited(X, [edit("zero", component=half)]).tolist() == [[[3, 9], [6, 18], [4, 2]]]
+
+
+def test_places_are_weighted_in_a_range_of_steps():
+    where = Places(mask=torch.tensor([1.0, 0.5, 0.0]), steps=(1, 3))
+    one = edit("add", 2.0, Channels(start=0, stop=1), where=where)
+    for step in range(4):
+        moved = edited(X, [one], Moment(step=step)) - X
+        expected = [2.0, 1.0, 0.0] if step in (1, 2) else [0.0] * 3
+        assert moved[0, :, 0].tolist() == expected and not moved[..., 1].any()
+    everywhere = replace(one, where=Places())
+    assert (edited(X, [everywhere], Moment(step=9)) - X)[0, :, 0].tolist() == [2.0] * 3
+    with pytest.raises(UserError, match="the mask has 3 places and the site has 2"):
+        edited(X[:, :2], [one], Moment(step=1))
+
+
+def test_a_value_may_differ_by_step_and_place():
+    values = torch.arange(6.0).reshape(2, 3, 1)
+    one = edit("add", values, Channels(start=0, stop=1), where=Places())
+    for step in (0, 1):
+        moved = edited(X, [one], Moment(step=step)) - X
+        assert torch.equal(moved[0, :, 0], values[step, :, 0])
+    patched = edited(X, [replace(one, op="patch")], Moment(step=1))
+    assert patched[0, :, 0].tolist() == [3, 4, 5] and torch.equal(patched[..., 1], X[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "expected"),
+    [
+        ("conditional", None, [0, 0, 1, 1]),
+        ("unconditional", None, [1, 1, 0, 0]),
+        ("both", None, [1, 1, 1, 1]),
+        ("opposed", None, [-1, -1, 1, 1]),
+        ("conditional", 1, [0, 0, 0, 1]),
+        ("both", 0, [1, 0, 1, 0]),
+        ("opposed", 1, [0, -1, 0, 1]),
+    ],
+)
+def test_rows_of_guidance(rows, row, expected):
+    """Two images: rows 0 and 1 read nothing, rows 2 and 3 their prompts."""
+    one = edit("add", 1.0, Channels(start=0, stop=1), where=Places(rows=rows), row=row)
+    x = X.repeat(4, 1, 1)
+    moved = edited(x, [one], Moment(n_unconditional=2)) - x
+    assert moved[:, 0, 0].tolist() == expected
+    # Without guidance all rows are conditional.
+    assert (edited(x[2:], [one]) - x[2:])[:, 0, 0].tolist() == expected[2:]
+
+
+def test_what_replaces_an_activation_is_rounded_once():
+    x = (1000 * torch.randn(1, 3, 2)).bfloat16()
+    whole = Channels(start=0, stop=2)
+    edits = [edit("zero", component=whole), edit("add", 0.1)]
+    assert torch.equal(edited(x, edits), (0.1 * V).expand(1, 3, 2).bfloat16())
 
 
 def test_dtype_is_kept():

@@ -14,7 +14,7 @@ from probe.capture import capturing
 from probe.directions import Direction, save_direction
 from probe.errors import UserError
 from probe.generation import GenerateConfig, generate, prompt_tokens
-from probe.interventions import Channels, applying
+from probe.interventions import Channels, Where, applying
 from probe.models import load_language_model
 from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
@@ -126,7 +126,7 @@ def test_every_part_is_written_and_read_back(browsed, tmp_path):
         ({"positions": {"mask": [1, 0]}}, "must be a list of true and false"),
         (
             {"positions": {"mask": [[True], [True, False]]}},
-            "rows of one length of weights from 0 to 1",
+            "rows of one length of weights from",
         ),
         ({"steps": [-1, 2]}, "counted from 0"),
         ({"op": "patch", "strength": "absent"}, "op patch needs a source prompt"),
@@ -273,6 +273,7 @@ def test_special_tokens_are_left_alone_unless_asked_for(browsed, model):
     for special in (False, True):
         one = replace(recipe(browsed), special_tokens=special)
         (edit,) = prepare(one, root=browsed.root, model=model).edits(tokens)
+        assert isinstance(edit.where, Where)
         edited[special] = edit.where.prompt.tolist()
     assert edited == {False: [False, True, True, False, True], True: [True] * 5}
 

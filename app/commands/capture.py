@@ -40,9 +40,9 @@ IMAGE_SITES = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 class Command:
     """Run a model over a corpus and keep the activations of some sites, several in one pass.
 
-    Text: lorgnette capture smollm2 builtin --sites resid_post.12 mlp_out.12 --tokens 200000
+    Example: lorgnette capture smollm2 builtin --sites resid_post.12 mlp_out.12 --tokens 200000
 
-    Images: lorgnette capture toy-turbo --sites down.2.1,mid.0,up.0.0,up.0.1 --images 2000
+    Example: lorgnette capture toy-turbo --sites down.2.1,mid.0,up.0.0,up.0.1 --images 2000
 
     In several processes: torchrun --nproc-per-node 8 --no-python lorgnette capture ...
     """

@@ -1,13 +1,12 @@
 """Steer: make, load and save a recipe, see both texts side by side, and measure its dose."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from app import components, dashboard, data, recipe_editor, views
+from app import components, dashboard, data, recipe_editor, recipe_shelf, views
 from probe.errors import UserError
 
 PROMPT = "When I opened the door, I saw"
@@ -25,7 +24,9 @@ def show() -> None:
         "Change features, directions, neurons or heads while the model writes, and compare with "
         "what it writes by itself. The recipe is a file that the shell and notebooks run as well.",
     )
-    records = [record for record in data.sae_records() if record.run.complete]
+    records = [
+        record for record in data.sae_records() if record.run.complete and not record.of_images
+    ]
     if not records:
         components.no_sae([])
         return
@@ -49,16 +50,16 @@ def _begin(records: list[data.SaeRecord]) -> None:
         return
     st.session_state["steer_asked"] = asked
     if asked["recipe"] is not None:
-        _load(data.recipe_path(asked["recipe"]))
+        _put(*recipe_shelf.read(data.recipe_path(asked["recipe"])))
     elif asked["feature"] is not None:
         record = data.sae_record(asked["sae"]) if asked["sae"] else records[0]
         if not asked["feature"].isdecimal():
             raise UserError(f"feature {asked['feature']!r} is not a number; they count from 0.")
         _put(feature_document(record, int(asked["feature"])), None)
     elif RECIPE not in st.session_state:
-        saved = data.saved_recipes()
+        saved = data.saved_recipes(of_images=False)
         if saved:
-            _load(saved[0])
+            _put(*recipe_shelf.read(saved[0]))
         else:
             _put(feature_document(records[0], _any_feature(records[0])), None)
 
@@ -83,30 +84,16 @@ def feature_document(record: data.SaeRecord, feature: int) -> dict[str, Any]:
 
 def _put(document: dict[str, Any], folder: Path | None) -> None:
     """Make a document the recipe of this session; widgets forget what they showed."""
+    if "draw" in document:
+        raise UserError(f"the recipe {document['name']!r} draws images; open it on the page Paint.")
     st.session_state[RECIPE], st.session_state[FOLDER] = document, folder
     st.session_state[ROUND] = st.session_state.get(ROUND, 0) + 1
 
 
-def _load(path: Path) -> None:
-    from saes.recipes import read_recipe, to_json
-
-    _put(to_json(read_recipe(path)), path.parent)
-
-
 def _load_and_new(records: list[data.SaeRecord]) -> None:
     """Other recipes: those saved, a file from elsewhere, a new one."""
-    saved = {path.stem: path for path in data.saved_recipes()}
-    chosen = st.selectbox(
-        "Saved recipes", list(saved), index=None, key="steer_saved",
-        placeholder=f"{len(saved)} in {data.recipe_folder()}" if saved else "none yet",
-    )  # fmt: skip
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        if st.button("Load", icon=":material/folder_open:", disabled=chosen is None) and chosen:
-            _load(saved[chosen])
-        with st.popover("From a file", icon=":material/upload:"):
-            file = st.file_uploader("A recipe's JSON", type="json", key="steer_upload")
-            if file is not None and st.button("Use it"):
-                _put(_uploaded(file.getvalue(), file.name), None)
+
+    def new() -> None:
         with st.popover("New", icon=":material/add:"):
             names = {record.name: record for record in records}
             name = st.selectbox("SAE", list(names), key="steer_new_sae")
@@ -114,15 +101,7 @@ def _load_and_new(records: list[data.SaeRecord]) -> None:
             if st.button("Begin", type="primary"):
                 _put(feature_document(names[name], int(feature)), None)
 
-
-def _uploaded(content: bytes, name: str) -> dict[str, Any]:
-    from saes.recipes import recipe_from, to_json
-
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{name} is not readable as JSON ({error}).") from error
-    return to_json(recipe_from(found, name))
+    recipe_shelf.pick(of_images=False, key="steer", take=_put, beside=new)
 
 
 # ---------------------------------------------------------------------------------------- the page
@@ -159,7 +138,8 @@ def _recipe_and_result(prompt: str, settings: dict[str, Any]) -> None:
         )
         pressed = st.button("Steer", type="primary", icon=":material/tune:")
     with save:
-        _save(document)
+        if recipe_shelf.keep(document, key="steer"):
+            st.session_state[RECIPE] = document
     st.caption(TOLD)
     if pressed:
         st.session_state["steer_result"] = _steer(document, prompt, settings, times)
@@ -225,35 +205,6 @@ def _remove(number: int) -> None:
     document = copy.deepcopy(st.session_state[RECIPE])
     del document["edits"][number]
     _put(document, st.session_state[FOLDER])
-
-
-def _save(document: dict[str, Any]) -> None:
-    """Save below the root, download, and how to run it elsewhere."""
-    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="right"):
-        name = data.file_name(document["name"])
-        if st.button("Save", icon=":material/save:", help=f"To {data.recipe_folder() / name}"):
-            from saes.recipes import recipe_from, write_recipe
-
-            path = data.recipe_folder() / name
-            write_recipe(recipe_from(document, folder=path.parent), path)
-            st.session_state[RECIPE] = document
-            st.toast(f"Saved to {path}", icon=":material/check:")
-        st.download_button(
-            "JSON", json.dumps(document, indent=2), file_name=name, mime="application/json",
-            on_click="ignore", icon=":material/download:",
-        )  # fmt: skip
-        with st.popover("Elsewhere", icon=":material/terminal:"):
-            path = data.recipe_folder() / name
-            st.markdown("The saved recipe from the shell, and from Python:")
-            st.code(f'lorgnette steer {path} --prompt "..."', language="bash")
-            st.code(
-                "from pathlib import Path\nfrom saes.recipes import read_recipe\n"
-                "from saes.steering import prepare\n\n"
-                f'steering = prepare(read_recipe(Path("{path}")), '
-                f'root=Path("{data.artifact_root()}"))\n'
-                'print(steering.compare("...").steered.text)',
-                language="python",
-            )
 
 
 def _steer(

@@ -6,7 +6,7 @@ from pathlib import Path
 from analyses.report import Report
 from app.commands.options import say
 from probe.runs import Run, git_commit, machine
-from tests.bench import bench_step, capture, clicks, index, map, steering
+from tests.bench import bench_step, capture, clicks, images, index, map, steering
 
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
 them; the last column is the median of the ratios within a round. Dense autograd is the same TopK
@@ -17,7 +17,9 @@ matrix product or its bytes at that of a large copy, whichever takes longer. The
 finds statistics and example rows, no contexts, tokens, logits or neighbours. Clicks are on the
 dashboard with 18,432 features, from the press of the button to the frame that shows it; the longest
 filter is the first, before it is cached. A feature that is added costs a vector a token, one that
-is set is read by the SAE (4,608 latents) at every token first. The map has 20,000 points."""
+is set is read by the SAE (4,608 latents) at every token first. The map has 20,000 points. Images
+are 64 x 64 pixels, 8 at once unless said otherwise, in float32; a capture writes a whole store,
+manifest included, and one without pictures stops each drawing after the last block."""
 
 
 def main() -> None:
@@ -29,6 +31,7 @@ def main() -> None:
         "parts_of_the_step": bench_step.parts,
         "top_afa_selection": bench_step.selections,
         "capture": capture.measure,
+        "images": images.measure,
         "index": index.measure,
         "steering": steering.measure,
     }
