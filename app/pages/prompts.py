@@ -12,13 +12,16 @@ def show() -> None:
         "Two prompts drawn from the same noise: the features that differ most, and what the second "
         "image becomes when those of the first are added and its own removed.",
     )
-    first = components.choose_sae(indexed=False, of_images=True)
+    left, right = st.columns([4, 5])
+    with left:
+        first = components.choose_sae(indexed=False, of_images=True)
     if first is None:
         return
     if not first.run.complete:
         st.info("This SAE is not complete yet; its training has to finish first.")
         return
-    records = _blocks(first)
+    with right:
+        records = _blocks(first)
     asked = pair_input.asked(first)
     if asked is None:
         st.info("Press Draw to see both images.", icon=":material/brush:")
