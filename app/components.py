@@ -8,7 +8,7 @@ from typing import TypeVar, TypeVarTuple
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import data, views
+from app import data, tiles, views
 from probe.errors import Failure, UserError
 
 Ts = TypeVarTuple("Ts")
@@ -32,6 +32,7 @@ def frame() -> None:
     icon = MARK.format(width=60, ink=views.ACCENT, name="")
     st.set_page_config(page_title="Lorgnette", page_icon=icon, layout="wide")
     st.html(views.STYLE)
+    st.html(tiles.TILE_STYLE)
     ink = "#e0a3b8" if st.context.theme.type == "dark" else views.ACCENT
     st.logo(MARK.format(width=200, ink=ink, name=NAME.format(ink=ink)), size="large")
 
@@ -81,7 +82,7 @@ def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecor
 
     Args:
         indexed: offer only those with a feature index.
-        of_images: offer only those of image models, or only those of language models.
+        of_images: offer only those of image models, or only those of language models; None for all.
 
     Returns:
         The choice; None where there is nothing to choose from, and the page then says what to run.

@@ -19,7 +19,7 @@ import pandas as pd
 import streamlit as st
 
 from analyses.report import METRICS, Report, read_report
-from app.views import ExampleGroup, Strip
+from app.views import ExampleGroup, Strip, Unit
 from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
 from probe.sites import parse_site
@@ -54,6 +54,11 @@ class SaeRecord:
         """Whether it reads an image model."""
         site = parse_site(self.run.config["site"])
         return site.kind == "block" or (site.path or "").startswith("unet.")
+
+    @property
+    def unit(self) -> Unit:
+        """What its features fire on."""
+        return "places" if self.of_images else "tokens"
 
     @property
     def is_control(self) -> bool:
@@ -419,6 +424,12 @@ def _examples(
     _index: FeatureIndex, path: Path, changed: float, feature: int
 ) -> tuple[ExampleGroup, ...]:
     rows = _index.examples(feature)
+    if _index.of_images:
+        from app.tile_data import tiles
+
+        rows = rows.assign(example=tiles(_index, rows))
+    else:
+        rows = rows.assign(example=[_strip(row) for row in rows.to_dict("records")])
     groups = [group for _, group in rows.groupby(["kind", "interval"], sort=False)]
     return tuple(map(_group, groups))
 
@@ -431,7 +442,7 @@ def _group(rows: pd.DataFrame) -> ExampleGroup:
         low=float(first["interval_low"]) if interval else 0.0,
         high=float(first["interval_high"]) if interval else 0.0,
         share=float(first["interval_share"]) if interval else 1.0,
-        strips=tuple(_strip(row) for row in rows.to_dict("records")),
+        examples=tuple(rows["example"]),
     )
 
 
@@ -446,7 +457,10 @@ def _strip(row: Mapping[Any, Any]) -> Strip:
 
 
 def examples(record: SaeRecord, feature: int) -> tuple[ExampleGroup, ...]:
-    """A feature's examples: the intervals from strong to weak, then random ones, then top ones."""
+    """A feature's examples: the intervals from strong to weak, then random ones, then top ones.
+
+    Each is a `Strip` or, of images, a `Tile`.
+    """
     index = feature_index(record)
     groups = _examples(index, index.path, stamp(index.path / "manifest.json"), feature)
     return tuple(sorted(groups, key=lambda group: (group.kind, -group.high)))

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import data, feature_table
-from app.feature_content import FeatureContent
+from app import data, feature_table, tile_data
+from app.feature_content import FeatureContent, WhereAndWhen
 from app.feature_table import FeatureFilter
 from app.headlines import Headline, headlines
 from saes.feature_queries import FeatureIndex, FeaturePage
@@ -33,6 +33,8 @@ def filtered_features(
     matches = on_text
     if wanted.text and wanted.search_in == "all tokens":
         matches = _on_tokens(index, *known, wanted.text)
+    if wanted.text and wanted.search_in == "prompts":
+        matches = tile_data.features_of_prompts(index, wanted.text)
     return feature_table.select(
         labelled_features(record),
         wanted,
@@ -109,6 +111,13 @@ def feature_content(record: data.SaeRecord, feature: int) -> FeatureContent:
         headlines=feature_headlines(record, row),
         groups=data.examples(record, feature),
         tokens=index.tokens_for_feature(feature),
+        in_images=WhereAndWhen(
+            mean=index.images.mean_map(feature),
+            firings=index.images.firings_map(feature),
+            steps=index.images.steps(feature),
+        )
+        if index.of_images
+        else None,
         neighbours=index.neighbours(feature),
         coactive=coactive(record, feature),
         note=written.note(record.name, feature),
@@ -119,7 +128,7 @@ def feature_content(record: data.SaeRecord, feature: int) -> FeatureContent:
 
 
 def coactive(record: data.SaeRecord, feature: int) -> pd.DataFrame:
-    """Features that fire on the same tokens."""
+    """Features that fire on the same tokens or places."""
     return data.feature_index(record).coactive(feature)
 
 

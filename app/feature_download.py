@@ -10,20 +10,23 @@ import io
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageChops
 
 from analyses.report import CHROMIUM
-from app import views
+from app import tiles, views
 from app.feature_content import FeatureContent
 from app.headlines import headlines_html
+from app.strips import Strip
 from app.style import PAGE_STYLE
 from app.svg import bars_svg
+from app.tiles import Tile
 from probe.errors import Failure
 
 COLUMNS = (
@@ -31,6 +34,11 @@ COLUMNS = (
     "document", "position", "token", "activation", "focus",
 )  # fmt: skip
 """Of the CSV: a row for each token of each example; `focus` is 1 on the token it is about."""
+IMAGE_COLUMNS = (
+    "sae", "feature", "kind", "interval_low", "interval_high", "interval_share", "example",
+    "image", "prompt", "seed", "step", "conditional", "y", "x", "activation", "focus",
+)  # fmt: skip
+"""Of the CSV of an image feature: a row for each place of each example on which it fires."""
 KINDS = {"top": "Strongest", "interval": "By interval of activation", "random": "Random"}
 PICTURED = 14
 """Strongest examples in the picture."""
@@ -73,20 +81,29 @@ def document_json(content: FeatureContent) -> str:
 
 
 def examples_csv(content: FeatureContent) -> str:
-    """The tokens of all examples as a CSV table of `COLUMNS`."""
+    """The tokens of all examples as a table of `COLUMNS`, or their places of `IMAGE_COLUMNS`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(COLUMNS if content.in_images is None else IMAGE_COLUMNS)
     for group in content.groups:
         bounds = (group.low, group.high, group.share) if group.kind == "interval" else ("",) * 3
-        for number, strip in enumerate(group.strips):
-            about = (content.sae, content.feature, group.kind, *bounds, number, strip.document)
-            for place, (token, activation) in enumerate(
-                zip(strip.tokens, strip.activations, strict=True)
-            ):
-                focus = int(place == strip.focus)
-                writer.writerow((*about, strip.first_position + place, token, activation, focus))
+        for number, example in enumerate(group.examples):
+            about = (content.sae, content.feature, group.kind, *bounds, number)
+            rows = _strip_rows(example) if isinstance(example, Strip) else _tile_rows(example)
+            writer.writerows((*about, *row) for row in rows)
     return text.getvalue()
+
+
+def _strip_rows(strip: Strip) -> Iterator[tuple[Any, ...]]:
+    for place, (token, activation) in enumerate(zip(strip.tokens, strip.activations, strict=True)):
+        focus = int(place == strip.focus)
+        yield strip.document, strip.first_position + place, token, activation, focus
+
+
+def _tile_rows(tile: Tile) -> Iterator[tuple[Any, ...]]:
+    about = (tile.image, tile.prompt, tile.seed, tile.step, int(tile.conditional))
+    for y, x in np.argwhere(tile.heat > 0).tolist():
+        yield *about, y, x, float(tile.heat[y, x]), int((y, x) == tile.focus)
 
 
 # -------------------------------------------------------------------------------------------- HTML
@@ -97,9 +114,12 @@ def page_html(content: FeatureContent) -> str:
     side = [
         _written(content),
         *_head(content),
-        _section("Tokens it fires on", views.tokens_table_html(content.tokens)),
+        _section(
+            f"{content.unit.capitalize()} it fires on",
+            _mean_map(content) + views.tokens_table_html(content.tokens, content.unit),
+        ),
         _others(content, content.neighbours, "neighbour", "cosine", "Nearest decoder directions"),
-        _others(content, content.coactive, "other", "jaccard", "Fire on the same tokens"),
+        _others(content, content.coactive, "other", "jaccard", f"Fire on the same {content.unit}"),
         _section("Provenance", views.facts_html(content.provenance)),
     ]
     examples = [
@@ -107,7 +127,8 @@ def page_html(content: FeatureContent) -> str:
         for kind, title in KINDS.items()
         if any(group.kind == kind for group in content.groups)
     ]
-    scale = views.scale_html(content.row["max"]) if examples else "It never fires."
+    legend = views.scale_html if content.in_images is None else tiles.heat_scale_html
+    scale = legend(content.row["max"]) if examples else "It never fires."
     main = _section("Examples", scale + "".join(examples))
     return _page(content, f"<aside>{''.join(side)}</aside><main>{main}</main>")
 
@@ -115,9 +136,10 @@ def page_html(content: FeatureContent) -> str:
 def _head(content: FeatureContent) -> list[str]:
     """Numbers, histogram, logits: what the picture begins with too."""
     row = content.row
-    parts = [_section("Numbers", headlines_html(content.headlines) + _automatic(content))]
+    numbers = headlines_html(content.headlines, content.unit)
+    parts = [_section("Numbers", numbers + _automatic(content))]
     if row["alive"]:
-        figure = views.activation_figure(row["histogram"], content.edges)
+        figure = views.activation_figure(row["histogram"], content.edges, unit=content.unit)
         parts.append(_section("Activations", bars_svg(figure)))
     if row["positive_tokens"]:
         sides = (
@@ -131,6 +153,19 @@ def _head(content: FeatureContent) -> list[str]:
         )
         parts.append(_section("Effect on the logits", f'<div class="lg-two">{bars}</div>'))
     return parts
+
+
+def _mean_map(content: FeatureContent) -> str:
+    """The mean activation at each place of the images, as a picture; empty of text."""
+    if content.in_images is None or not content.row["alive"]:
+        return ""
+    mean = content.in_images.mean
+    url = tiles.pixels_url(tiles.heat_pixels(mean, float(mean.max())))
+    legend = tiles.heat_scale_html(float(mean.max()), whose="the largest mean over all images")
+    return (
+        f'<span class="lg-picture lg-mean" style="aspect-ratio:{mean.shape[1]}/{mean.shape[0]}">'
+        f'<img class="lg-small" src="{url}" alt="mean activation at each place"></span>{legend}'
+    )
 
 
 def _automatic(content: FeatureContent) -> str:
@@ -152,10 +187,11 @@ def _written(content: FeatureContent) -> str:
 def _others(content: FeatureContent, rows: Any, other: str, measure: str, title: str) -> str:
     if not len(rows):
         return ""
+    of_text = content.in_images is None
     lines = "".join(
         f"<tr><td>Feature {place[other]}</td><td>{views.number(place[measure])}</td>"
-        f'<td class="lg-words lg-tokens">{views.escaped(views.token_list(place["top_tokens"]))}'
-        "</td></tr>"
+        f'<td class="lg-words lg-tokens">'
+        f"{views.escaped(views.token_list(place['top_tokens'] if of_text else ()))}</td></tr>"
         for place in rows.to_dict("records")
     )
     return _section(title, f'<table class="lg-table">{lines}</table>')
@@ -163,6 +199,8 @@ def _others(content: FeatureContent, rows: Any, other: str, measure: str, title:
 
 def _examples(content: FeatureContent, kind: str, most: int | None = None) -> str:
     groups = [views.first_of(group, most) for group in content.groups if group.kind == kind]
+    if content.in_images is not None:
+        return tiles.tile_groups_html(groups, scale=content.row["max"], explore=None)
     return views.groups_html(groups, scale=content.row["max"], context="Snippet", line_breaks=False)
 
 
@@ -177,9 +215,9 @@ def _page(content: FeatureContent, body: str, *, light: bool = False) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title>{views.STYLE}{PAGE_STYLE}</head>"
+        f"<title>{title}</title>{views.STYLE}{tiles.TILE_STYLE}{PAGE_STYLE}</head>"
         f'<body class="{"lg-light" if light else ""}"><header><h1>{title}</h1>'
         f'<p class="lg-muted">{views.escaped(content.sae)}, written by Lorgnette, {made}</p>'
         f"</header>{body}</body></html>"
@@ -244,7 +282,7 @@ FILES = (
         ending="png", mime="image/png", make=picture, needs_browser=True,
     ),
     FileKind(
-        label="Examples (CSV)", explained="A row for each token of each example",
+        label="Examples (CSV)", explained="A row for each token, or place, of each example",
         ending="csv", mime="text/csv", make=examples_csv,
     ),
     FileKind(

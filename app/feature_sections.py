@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import components, data, feature_data, views
+from app import components, data, feature_data, tile_data, tiles, views
 from app.headlines import headlines_html
 
 TOKENS_SHOWN = 12
@@ -17,9 +17,10 @@ def numbers(record: data.SaeRecord, row: dict) -> None:
     """Headline numbers beside the twin's, and the automatic label that one of them is about."""
     if not row["alive"]:
         st.warning(
-            "This feature is dead: it fires on no token of the index.", icon=":material/bedtime:"
+            f"This feature is dead: it fires on none of the {record.unit} of the index.",
+            icon=":material/bedtime:",
         )
-    st.html(headlines_html(feature_data.feature_headlines(record, row)))
+    st.html(headlines_html(feature_data.feature_headlines(record, row), record.unit))
     made = feature_data.automatic_label(record, row["feature"])
     if made is None:
         st.caption(f"No automatic label yet; make them by `lorgnette label {record.run.path}`.")
@@ -42,6 +43,7 @@ def activations(record: data.SaeRecord, row: dict) -> None:
             row["histogram"],
             data.feature_index(record).histogram_edges,
             marker=_marker(record, row),
+            unit=record.unit,
         ),
         key="activations",
         name="Histogram of the feature's activations",
@@ -85,15 +87,16 @@ def tokens(record: data.SaeRecord, row: dict) -> None:
 
 
 def others(record: data.SaeRecord, row: dict) -> None:
-    """Features that point the same way, and features that fire on the same tokens."""
+    """Features that point the same way, and features that fire on the same tokens or places."""
     near = data.feature_index(record).neighbours(row["feature"])
     if len(near):
         st.subheader("Nearest decoder directions", anchor=False)
         _linked(record, near, "neighbour", "cosine")
     together = feature_data.coactive(record, row["feature"])
-    st.subheader("Fire on the same tokens", anchor=False)
+    unit = record.unit
+    st.subheader(f"Fire on the same {unit}", anchor=False)
     if len(together):
-        st.caption("Jaccard: tokens on which both fire over tokens on which either does.")
+        st.caption(f"Jaccard: {unit} on which both fire over {unit} on which either does.")
         _linked(record, together, "other", "jaccard")
     else:
         st.caption("There is none: no other feature fires where this one does.")
@@ -102,12 +105,20 @@ def others(record: data.SaeRecord, row: dict) -> None:
 def _linked(record: data.SaeRecord, rows: pd.DataFrame, other: str, measure: str) -> None:
     """A line a feature: a link to it, how near it is, and what it fires on or is called."""
     named = feature_data.feature_labels(record, rows[other].tolist())
+    shown = {}
+    if record.of_images:
+        shown = tile_data.strongest(data.feature_index(record), rows[other].tolist())
     for place, name in zip(rows.to_dict("records"), named, strict=True):
         link, value, label = st.columns([5, 2, 8], vertical_alignment="center", gap="small")
         with link:
             components.feature_link(record, place[other])
         value.html(f'<span class="lg-value">{views.number(place[measure])}</span>')
-        label.html(_called(name, place))
+        if record.of_images:
+            tile = shown.get(place[other])
+            text = name or (tile.prompt if tile else "")
+            label.html(tiles.thumbnail_html(tile, scale=place["max"] or 0.0, text=text))
+        else:
+            label.html(_called(name, place))
 
 
 def _called(label: str, place: Mapping[Any, Any]) -> str:
@@ -121,7 +132,7 @@ def provenance(record: data.SaeRecord) -> None:
     """Where the SAE comes from."""
     st.subheader("Provenance", anchor=False)
     known = data.provenance(record)
-    st.html(views.facts_html(views.provenance_facts(record.name, known)))
+    st.html(views.facts_html(views.provenance_facts(record.name, known, record.unit)))
     with st.expander("Everything recorded"):
         st.html(views.facts_html(known))
 

@@ -7,7 +7,7 @@ a person writes something, the labels, is joined once for each change (`with_lab
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,8 @@ TOKENS_NAMED = 5
 """Tokens in a cell of that table."""
 MATCH = "match"
 """The order of a search that ranks what it finds."""
-SearchPlace = Literal["named", "all tokens", "label", "text"]
-RANKED: Collection[SearchPlace] = ("all tokens", "text")
+SearchPlace = Literal["named", "all tokens", "prompts", "label", "text"]
+RANKED: Collection[SearchPlace] = ("all tokens", "prompts", "text")
 """Searches that say how well a feature matches, not only whether."""
 FeatureState = Literal["alive", "dead", "dense", "all"]
 
@@ -45,8 +45,9 @@ class FeatureFilter:
     """What to search for; empty for no search."""
     search_in: SearchPlace = "named"
     """Where to look for the text: the few tokens named beside a feature (those it fires on most and
-    those it promotes), all tokens that the index says it fires on, the feature's label; or the text
-    is run through the model, and features that fire on it are found."""
+    those it promotes), all tokens that the index says it fires on, the prompts of its strongest
+    images, the feature's label; or the text is run through the model, and features that fire on it
+    are found."""
     members_of: str = ""
     """Name of a list that the feature has to be in; empty for any."""
     order: str = "feature"
@@ -64,13 +65,14 @@ def base_table(index: FeatureIndex) -> pd.DataFrame:
     lists = zip(rows["top_tokens"], rows["positive_tokens"], strict=True)
     rows["named"] = ["\x1f".join([*_all(top), *_all(promoted)]).lower() for top, promoted in lists]
     for column in ("top_tokens", "positive_tokens"):
-        rows[column] = [token_list(tokens, TOKENS_NAMED) for tokens in rows[column]]
+        rows[column] = [token_list(_all(tokens), TOKENS_NAMED) for tokens in rows[column]]
     rows["density_percent"] = 100 * rows["density"]
     return rows.drop(columns=[name for name in rows if name.startswith("negative_")])
 
 
-def _all(tokens: Collection[str] | None) -> Collection[str]:
-    return () if tokens is None else tokens
+def _all(tokens: Any) -> Collection[str]:
+    """A list of tokens; empty where the index has none, which pandas tells in several ways."""
+    return tokens if isinstance(tokens, Collection) else ()
 
 
 def with_labels(
@@ -155,6 +157,7 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
         "label": (found["label"] != "").to_numpy().any(),
         "score": found["score"].notna().to_numpy().any(),
         "match": found["match"].notna().to_numpy().any(),
+        "positive_tokens": (found["positive_tokens"] != "").to_numpy().any(),
     }
     columns = [name for name in COLUMNS_SHOWN if known.get(name, True)]
     return found.head(ROWS_SHOWN).loc[:, columns].reset_index(drop=True)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from app.style import GOLD, PLUM, SERIES
-from app.wording import escaped, number, percent
+from app.wording import Unit, escaped, number, percent
 
 METRIC_TITLES: Mapping[str, str] = {
     "loss": "Training loss",
@@ -32,13 +32,17 @@ AXIS_TITLES: Mapping[str, str] = {
 
 
 def density_figure(
-    densities: Float[np.ndarray, " s"], *, selected: tuple[float, float] | None
+    densities: Float[np.ndarray, " s"],
+    *,
+    selected: tuple[float, float] | None,
+    unit: Unit = "tokens",
 ) -> go.Figure:
     """How many features have which density; log axis, dead features (density 0) left out.
 
     Args:
         densities: share of tokens that each feature fires on.
         selected: a range to mark, where one is chosen.
+        unit: what features fire on.
     """
     alive = densities[densities > 0]
     low = math.floor(np.log10(alive.min())) if len(alive) else -6
@@ -49,11 +53,15 @@ def density_figure(
     if selected is not None:
         left, right = (math.log10(max(bound, 10.0**low)) for bound in selected)
         figure.add_vrect(x0=left, x1=right, fillcolor=GOLD, opacity=0.16, line_width=0)
-    return _dressed(figure, "Density (share of tokens a feature fires on, log)", "Features", 210)
+    return _dressed(figure, f"Density (share of {unit} a feature fires on, log)", "Features", 210)
 
 
 def activation_figure(
-    counts: Sequence[int], edges: Sequence[float], *, marker: float | None = None
+    counts: Sequence[int],
+    edges: Sequence[float],
+    *,
+    marker: float | None = None,
+    unit: Unit = "tokens",
 ) -> go.Figure:
     """Histogram of one feature's activations; both axes are logarithmic.
 
@@ -61,6 +69,7 @@ def activation_figure(
         counts: tokens in each bin, one fewer than `edges`.
         edges: the bins' bounds in activation, ascending and spaced evenly in their logarithm.
         marker: an activation to mark, such as that of a person's own text.
+        unit: what features fire on.
     """
     filled = [i for i, count in enumerate(counts) if count] or [0]
     first, last = max(filled[0] - 1, 0), min(filled[-1] + 2, len(counts))
@@ -69,7 +78,7 @@ def activation_figure(
         f"{number(float(10**a))} to {number(float(10**b))}" for a, b in itertools.pairwise(logs)
     ]
     shown = np.asarray(counts[first:last])
-    figure = go.Figure(_bars(logs, shown, names, "tokens", GOLD))
+    figure = go.Figure(_bars(logs, shown, names, unit, GOLD))
     figure.update_xaxes(**_round_ticks(float(logs[0]), float(logs[-1])))
     top = math.log10(max(shown.max(initial=1), 10)) * 1.05
     figure.update_yaxes(type="log", range=[-0.35, top], dtick=1)
@@ -79,7 +88,7 @@ def activation_figure(
             x=math.log10(marker), y=1, yref="paper", text="your text", showarrow=False,
             xanchor="left", xshift=4, font={"color": PLUM},
         )  # fmt: skip
-    return _dressed(figure, "Activation (log)", "Tokens (log)", 220)
+    return _dressed(figure, "Activation (log)", f"{unit.capitalize()} (log)", 220)
 
 
 def _bars(

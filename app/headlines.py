@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from app.wording import DASH, escaped, number, percent
+from app.wording import DASH, Unit, escaped, number, percent
 
 SCORE = "score"
 SCALED = (
@@ -20,9 +20,9 @@ SCALED = (
     "has the mean activation of this SAE's"
 )
 TITLES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
-    "density": ("Density", "Share of the indexed tokens it fires on", percent),
+    "density": ("Density", "Share of the indexed {unit} it fires on", percent),
     "max": ("Largest", "Largest activation", number),
-    "mean": ("Mean", "Mean activation over the tokens it fires on", number),
+    "mean": ("Mean", "Mean activation over the {unit} it fires on", number),
     "nearest_cosine": (
         "Nearest cosine", "Cosine of its decoder direction to the nearest other one", number,
     ),
@@ -33,7 +33,8 @@ TITLES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
         number,
     ),
 }  # fmt: skip
-"""Title, explanation and way of writing of each number, by its name in the index."""
+"""Title, explanation and way of writing of each number, by its name in the index; `{unit}` is what
+features fire on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def _scores(scores: Float[np.ndarray, " n"], value: float | None) -> TwinRange |
     return TwinRange(median=float(median), low=float(low), high=float(high), share_below=below)
 
 
-def headlines_html(found: Sequence[Headline]) -> str:
+def headlines_html(found: Sequence[Headline], unit: Unit = "tokens") -> str:
     """The numbers as a table; the twin's columns only where there is a twin."""
     twin = any(headline.twin for headline in found)
     head = (
@@ -131,13 +132,13 @@ def headlines_html(found: Sequence[Headline]) -> str:
         f'5 to 95 % of its living features. {escaped(SCALED)}">random-weight twin</th>'
         '<th title="Share of the twin\'s living features that are below">above</th></tr>'
     )
-    body = "".join(_row_html(headline, twin=twin) for headline in found)
+    body = "".join(_row_html(headline, twin=twin, unit=unit) for headline in found)
     return f'<table class="lg-table lg-headlines">{head if twin else ""}{body}</table>'
 
 
-def _row_html(headline: Headline, *, twin: bool) -> str:
+def _row_html(headline: Headline, *, twin: bool, unit: Unit) -> str:
     title, explained, written = TITLES[headline.name]
-    name = f'<td title="{escaped(explained)}">{escaped(title)}</td>'
+    name = f'<td title="{escaped(explained.format(unit=unit))}">{escaped(title)}</td>'
     notes = []
     if headline.interval is not None:
         notes.append(" to ".join(map(written, headline.interval)))

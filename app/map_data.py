@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import data
+from app import data, tile_data
 from app.data import SaeRecord, stamp
 from app.wording import token_list
 from probe.errors import UserError
@@ -91,7 +91,8 @@ def _feature_map(_record: SaeRecord, path: Path, changed: tuple, control: str | 
 def known(record: SaeRecord) -> pd.DataFrame:
     """A row a feature: feature, density, label, score and tokens; what is not known is null.
 
-    `label` is a person's, else the automatic one; `tokens` are those it fires on most, in one line.
+    `label` is a person's, else the automatic one; `tokens` are those it fires on most, in one line,
+    or of images the prompt of the one it fires on most.
     """
     run = record.run if record.index is None else record.index
     return _known(record, run.path, _state(record, run))
@@ -106,7 +107,12 @@ def _known(_record: SaeRecord, path: Path, changed: tuple) -> pd.DataFrame:
         index = data.feature_index(_record)
         rows = index.table(limit=index.n_features).rows
         frame = rows.loc[:, ["feature", "density"]].copy()
-        frame["tokens"] = [token_list(tokens, TOKENS_NAMED) for tokens in rows["top_tokens"]]
+        if index.of_images:
+            prompts = tile_data.prompts(index)
+            first = prompts[prompts["rank"] == 0].set_index("feature")["prompt"]
+            frame["tokens"] = frame["feature"].map(first).fillna("")
+        else:
+            frame["tokens"] = [token_list(tokens, TOKENS_NAMED) for tokens in rows["top_tokens"]]
     labels, scores = _labels(_record)
     frame["label"] = [labels.get(feature, "") for feature in frame["feature"]]
     frame["score"] = [scores.get(feature, np.nan) for feature in frame["feature"]]

@@ -10,9 +10,10 @@ from typing import Any
 
 from app.commands.options import find_run
 from probe.backends import transformer_lens_name
+from probe.diffusion import DiffusionModel
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
-from probe.models import load_language_model
+from probe.models import load_model
 from probe.runs import MANIFEST, Run, find_runs, sha256_file
 from probe.sites import parse_site
 from probe.store import ActivationStore
@@ -64,10 +65,10 @@ def store_of(sae_run: Run, root: Path, given: Path | None) -> ActivationStore:
     return ActivationStore.open(path)
 
 
-def model_of(config: dict[str, Any], device: str = "auto") -> LanguageModel:
+def model_of(config: dict[str, Any], device: str = "auto") -> LanguageModel | DiffusionModel:
     """The model that a store's or an SAE's config describes."""
     described = config["model"]
-    return load_language_model(
+    return load_model(
         described["spec"],
         dtype=described["dtype"],
         device=device,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,13 +53,13 @@ class ExampleGroup:
     """Upper bound of the interval; 0 for the other kinds."""
     share: float
     """Share of the feature's firings inside the interval, exact; 1 for the other kinds."""
-    strips: tuple[Strip, ...]
-    """Whole sequences with the example's token in focus."""
+    examples: tuple[Any, ...]
+    """Whole sequences with the example's token in focus: each a `Strip`, or a `Tile` of images."""
 
 
 def first_of(group: ExampleGroup, most: int | None) -> ExampleGroup:
     """A group with its first `most` examples only; with all of them where it is None."""
-    return replace(group, strips=group.strips[:most])
+    return replace(group, examples=group.examples[:most])
 
 
 def window(strip: Strip, context: Context) -> Strip:
@@ -179,7 +179,7 @@ def groups_html(
         if group.kind == "interval":
             parts.append(interval_title(group.low, group.high, group.share))
         parts.append(
-            examples_html(group.strips, scale=scale, context=context, line_breaks=line_breaks)
+            examples_html(group.examples, scale=scale, context=context, line_breaks=line_breaks)
         )
     return "".join(parts)
 

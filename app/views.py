@@ -29,6 +29,7 @@ from app.strips import (
 from app.style import ACCENT, BLUE_RGB, GOLD_RGB, RUST_RGB, SERIES, STYLE
 from app.wording import (
     DASH,
+    Unit,
     escaped,
     fact,
     flatten,
@@ -43,7 +44,7 @@ from app.wording import (
 
 __all__ = [
     "ACCENT", "AXIS_TITLES", "BLUE_RGB", "COMPARED", "CONTEXT_LABELS", "DASH", "METRIC_TITLES",
-    "NORMS", "RUST_RGB", "STYLE", "ExampleGroup", "Strip", "activation_figure", "bars_html",
+    "NORMS", "RUST_RGB", "STYLE", "ExampleGroup", "Strip", "Unit", "activation_figure", "bars_html",
     "comparison_html",
     "density_figure", "escaped", "facts_html", "first_of", "groups_html", "legend_html", "markdown",
     "next_commands", "number", "numbers_html", "percent", "pill", "provenance_facts", "sae_size",
@@ -56,6 +57,9 @@ COMPARED: Mapping[str, str] = {
     "cosine": "Cosine",
     "ce_recovered": "CE recovered",
     "kl": "KL (nats)",
+    "pixel": "Pixels moved (of 255)",
+    "pixel_recovered": "Pixels recovered",
+    "latent_recovered": "Latents recovered",
     "l0": "L0",
     "dead_share": "Dead",
     "dense_share": "Dense",
@@ -70,7 +74,10 @@ NORMS: Mapping[str, str] = {
     "welch": "Welch bound",
 }
 """Names of `saes.afa`'s numbers."""
-SHARES = {"ce_recovered", "ce_recovered_mean", "dead_share", "dense_share"}
+SHARES = {
+    "ce_recovered", "ce_recovered_mean", "pixel_recovered", "latent_recovered", "dead_share",
+    "dense_share",
+}  # fmt: skip
 
 
 def bars_html(labels: Sequence[str], values: Sequence[float], *, colour: str) -> str:
@@ -105,7 +112,7 @@ def facts_html(facts: Mapping[str, Any]) -> str:
     return f'<dl class="lg-facts">{"".join(items)}</dl>'
 
 
-def provenance_facts(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_facts(name: str, known: Mapping[str, Any], unit: Unit = "tokens") -> dict[str, Any]:
     """The few facts of an SAE's provenance that belong on every feature's page."""
     model, train, source = (known.get(part) or {} for part in ("model", "train", "source"))
     fidelity, made = known.get("evaluation") or {}, known.get("made") or {}
@@ -116,11 +123,14 @@ def provenance_facts(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
         "weights": "trained" if seed is None else f"random (seed {seed})",
         "site": known.get("site"),
         "trained on": source.get("store") or source.get("corpus"),
-        "tokens": short(steps * rows) if steps and rows else None,
+        unit: short(steps * rows) if steps and rows else None,
         "size": sae_size({"train": train}, {}),
         "FVU": number(fidelity["fvu"]) if "fvu" in fidelity else None,
         "CE recovered": percent(fidelity["ce_recovered"]) if "ce_recovered" in fidelity else None,
-        "indexed tokens": short((known.get("index") or {}).get("rows")),
+        "pixels recovered": percent(fidelity["pixel_recovered"])
+        if "pixel_recovered" in fidelity
+        else None,
+        f"indexed {unit}": short((known.get("index") or {}).get("rows")),
         "made": made.get("created"),
         "commit": (made.get("git_commit") or "")[:12],
     }
@@ -184,8 +194,9 @@ def next_commands(
     return steps
 
 
-def tokens_table_html(tokens: pd.DataFrame) -> str:
-    """A feature's tokens: how often the token makes it fire, and how strongly."""
+def tokens_table_html(tokens: pd.DataFrame, unit: Unit = "tokens") -> str:
+    """A feature's tokens, or places: how often each makes it fire, and how strongly."""
+    one = unit.removesuffix("s")
     rows = "".join(
         f'<tr><td><span class="lg-chip" style="background:rgba({GOLD_RGB},.25)">'
         f"{escaped(spaced(row['text']))}</span></td><td>{row['n']:,}</td>"
@@ -194,8 +205,9 @@ def tokens_table_html(tokens: pd.DataFrame) -> str:
         for row in tokens.to_dict("records")
     )
     return (
-        '<table class="lg-table"><tr><th>Token</th><th title="Times it fires on this token">Fires'
-        '</th><th title="Share of this token\'s uses on which it fires">of its uses</th>'
+        f'<table class="lg-table"><tr><th>{one.capitalize()}</th>'
+        f'<th title="Times it fires on this {one}">Fires</th>'
+        f'<th title="Share of this {one}\'s uses on which it fires">of its uses</th>'
         f"<th>Mean</th><th>Largest</th></tr>{rows}</table>"
     )
 

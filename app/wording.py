@@ -6,8 +6,10 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
+Unit = Literal["tokens", "places"]
+"""What a feature fires on: tokens of texts, places of images."""
 RETURN = "\u21b5"
 DASH = "\u2013"
 

@@ -6,8 +6,9 @@
    own rule for leaving outliers out.
 2. The same of two baselines of equal L0 fitted on training rows, and of the mean row
    (`saes.baselines`).
-3. Downstream: each of them in the activation's place in the running model (`saes.downstream`),
-   measured against the clean model, zero ablation and mean ablation.
+3. Downstream: each of them in the activation's place in the running model (`saes.downstream`, of
+   images `saes.image_downstream`), measured against the clean model, zero ablation and mean
+   ablation.
 4. Optionally the random-weight twin: an SAE of the same recipe trained on the same architecture
    with random weights, measured on its own activations and model. What it also achieves says
    nothing about what the model learned (Heap et al. 2025, arXiv 2501.17727).
@@ -27,11 +28,13 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from probe.diffusion import DiffusionModel
 from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.runs import Run, read_json, sha256_file, write_json
 from probe.sites import Site
 from probe.store import ActivationStore
+from probe.store_config import ImageStoreConfig
 from saes import afa
 from saes.baselines import (
     Candidate,
@@ -41,25 +44,19 @@ from saes.baselines import (
     random_dictionary_candidate,
     sae_candidate,
 )
-from saes.downstream import CLEAN, check_model, measure_downstream
 from saes.metrics import (
-    DEFINITIONS,
     OUTLIER,
-    Anchors,
-    Downstream,
     FidelityMeter,
-    downstream_metrics,
     interval,
     resampling_weights,
 )
 from saes.models import SparseAutoencoder
+from saes.splicing import Splices
 from saes.split import (
     Span,
     read_rows,
-    read_tokens,
     sequence_spans,
     split_store,
-    spread,
     spread_rows,
 )
 from saes.types import Codes, SaeOutput
@@ -72,11 +69,13 @@ ZF_POINTS = 1000
 """Rows that are kept for the ZF plot."""
 N_SCALE_ROWS = 4096
 """Rows that the random dictionary's scale is fitted on."""
-INTERVALS = ("ce", "ce_recovered", "ce_recovered_mean", "kl")
-"""Downstream metrics that are given with an interval; both kinds of FVU are too."""
 TWIN_NOTE = (
     "measured on its own model, whose weights are random: that model predicts nothing, so its "
     "ce, ce_recovered and kl say little; compare fvu, cosine and the shares."
+)
+IMAGE_TWIN_NOTE = (
+    "measured on its own model, whose weights are random: that model draws nothing, so how far its "
+    "images move says little; compare fvu, cosine and the shares."
 )
 
 
@@ -89,11 +88,12 @@ class EvaluateConfig:
     n_rows: int = 65_536
     """Held-out rows to reconstruct, at most; whole sequences, evenly spaced."""
     n_ce_tokens: int = 32_768
-    """Held-out tokens to run through the model for each candidate, at most; whole sequences."""
+    """Held-out tokens (of images: places) to run through the model for each candidate, at most;
+    whole sequences, or images."""
     n_fit_rows: int = 131_072
     """Training rows that PCA is fitted on, at most."""
     batch_sequences: int = 8
-    """Sequences in one forward pass: their logits are held in memory twice."""
+    """Sequences, or images, in one forward pass: of text the logits are held in memory twice."""
     n_resamples: int = 1000
     """Bootstrap resamples behind an interval."""
     seed: int = 0
@@ -130,7 +130,7 @@ class Subject:
     """Activations of the model it was trained on."""
     site: Site
     """Where in the model."""
-    model: LanguageModel | None
+    model: LanguageModel | DiffusionModel | None
     """The model; None leaves the downstream metrics out."""
 
 
@@ -138,7 +138,7 @@ def evaluate(
     run: Run,
     sae: SparseAutoencoder,
     store: ActivationStore,
-    model: LanguageModel | None,
+    model: LanguageModel | DiffusionModel | None,
     site: Site,
     config: EvaluateConfig,
     *,
@@ -189,10 +189,9 @@ def measure(
     split = split_store(store, config.held_out_share)
     held_out = sequence_spans(store, range(split.evaluation_start, store.n_rows))
     spans = spread_rows(held_out, config.n_rows)
-    ce_spans = spread(held_out, max(1, config.n_ce_tokens // store.config.context))
+    splices = Splices.of(store, held_out, config.n_ce_tokens)
     if subject.model is not None:
-        rows = read_rows(store, subject.site, ce_spans[0])
-        check_model(subject.model, subject.site, read_tokens(store, ce_spans[:1]), rows)
+        splices.check(subject.model, store, subject.site)
 
     candidates = [sae_candidate(subject.sae)]
     limit = norm_limit(subject, spans)
@@ -205,22 +204,21 @@ def measure(
             measure_fidelity(candidate, subject, spans, limit, progress=progress)
             for candidate in candidates[1:]
         ]
-    downstream = _downstream(subject, candidates, ce_spans, config, progress=progress)
+    downstream = _downstream(subject, candidates, splices, config, progress=progress)
     norms = measure_norms(subject, spans)
     return {
         "rows": [
-            _row(candidate, fidelity, downstream, config)
+            _row(candidate, fidelity, downstream.get(candidate.name, {}), config)
             for candidate, fidelity in zip(candidates, found, strict=True)
         ],
-        "definitions": DEFINITIONS | afa.DEFINITIONS,
+        "definitions": splices.definitions() | afa.DEFINITIONS,
         "afa": afa_numbers(subject.sae, norms),
         "zf": zf_points(norms),
         "n_rows": found[0].rows.n_rows,
         "n_outliers": found[0].rows.n_rows - found[0].typical.n_rows,
         "outlier_variance_share": _or_null(found[0].rows.outlier_share(found[0].typical)),
         "n_sequences": len(spans),
-        "n_ce_tokens": len(ce_spans) * store.config.context if downstream else 0,
-        "n_ce_sequences": len(ce_spans) if downstream else 0,
+        **splices.counts(store, measured=bool(downstream)),
         "training_rows": split.training_rows,
         "evaluation_start": split.evaluation_start,
     }
@@ -341,28 +339,31 @@ def _zero_candidate(subject: Subject) -> Candidate:
 def _downstream(
     subject: Subject,
     candidates: Sequence[Candidate],
-    spans: Sequence[Span],
+    splices: Splices,
     config: EvaluateConfig,
     *,
     progress: bool,
-) -> dict[str, Downstream]:
-    """Sums by candidate, the anchors among them; empty where there is no model."""
+) -> dict[str, dict[str, float]]:
+    """Metrics by candidate, those of the anchors among them; empty where there is no model."""
     if subject.model is None:
         return {}
     anchors = [_mean_candidate(subject), _zero_candidate(subject)]
-    everything = list({c.name: c for c in [*candidates, *anchors]}.values())
-    starts = range(0, len(spans), config.batch_sequences)
-    batches = (
-        read_tokens(subject.store, spans[start : start + config.batch_sequences])
-        for start in tqdm(starts, desc="downstream", disable=not progress)
+    return splices.measure(
+        subject.model,
+        subject.store,
+        subject.site,
+        list({c.name: c for c in [*candidates, *anchors]}.values()),
+        batch=config.batch_sequences,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+        progress=progress,
     )
-    return measure_downstream(subject.model, subject.site, everything, batches)
 
 
 def _row(
     candidate: Candidate,
     fidelity: Fidelity,
-    downstream: Mapping[str, Downstream],
+    downstream: Mapping[str, float],
     config: EvaluateConfig,
 ) -> dict[str, Any]:
     """One candidate's row of `metrics.json`; null where a metric is not defined."""
@@ -374,8 +375,7 @@ def _row(
         n = len(meter.sequences)
         resamples = meter.resampled_fvu(resampling_weights(n, config.n_resamples, config.seed))
         metrics[f"{name}_low"], metrics[f"{name}_high"] = interval(resamples, n)
-    if downstream:
-        metrics |= _downstream_row(downstream[candidate.name], downstream, config)
+    metrics |= downstream
     named = {name: _or_null(value) for name, value in metrics.items()}
     return {"name": candidate.name, "label": candidate.label} | named
 
@@ -384,36 +384,22 @@ def _or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _downstream_row(
-    measured: Downstream, all_sums: Mapping[str, Downstream], config: EvaluateConfig
-) -> dict[str, float]:
-    anchors = Anchors(
-        clean=all_sums[CLEAN].cross_entropy,
-        zero=all_sums["zero"].cross_entropy,
-        mean=all_sums["mean"].cross_entropy,
-    )
-    n = len(measured.n_predictions)
-    everything = torch.ones(1, n, dtype=torch.float64)
-    estimates = downstream_metrics(measured, anchors, everything)
-    weights = resampling_weights(n, config.n_resamples, config.seed)
-    resamples = downstream_metrics(measured, anchors, weights)
-    row = {name: float(value) for name, value in estimates.items()}
-    for name in INTERVALS:
-        row[f"{name}_low"], row[f"{name}_high"] = interval(resamples[name], n)
-    return row
-
-
 def _twin_row(twin: Subject, config: EvaluateConfig, *, progress: bool) -> dict[str, Any]:
     row = measure(twin, config, baselines=False, progress=progress)["rows"][0]
     named = {"name": "random_weight_twin", "label": "SAE of the random-weight twin"}
-    return row | named | {"note": TWIN_NOTE}
+    of_images = isinstance(twin.store.config, ImageStoreConfig)
+    return row | named | {"note": IMAGE_TWIN_NOTE if of_images else TWIN_NOTE}
 
 
 def _summary(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The SAE's main numbers and how much they rest on."""
-    names = ("fvu", "fvu_typical", "explained_variance", "l0", "dead_share", "ce_recovered", "kl")
+    names = (
+        "fvu", "fvu_typical", "explained_variance", "l0", "dead_share", "ce_recovered", "kl",
+        "pixel_recovered", "latent_recovered",
+    )  # fmt: skip
     row = measured["rows"][0]
-    counts = {name: measured[name] for name in ("n_rows", "n_ce_tokens")}
+    counts = ("n_rows", "n_ce_tokens", "n_images")
+    counts = {name: measured[name] for name in counts if name in measured}
     return {name: row[name] for name in names if name in row} | counts
 
 

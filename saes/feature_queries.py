@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from probe.errors import Failure, UserError
 from probe.runs import Run
-from saes.feature_schema import FEATURES, SCHEMA, TABLES, literal_path
+from saes.feature_places import ImageTables
+from saes.feature_schema import FEATURES, IMAGE_TABLES, SCHEMA, TABLES, literal_path
 from saes.sorted_parquet import SortedParquet
 
 ExampleKind = Literal["top", "interval", "random"]
@@ -66,6 +67,7 @@ class FeatureIndex:
             self._tokens = SortedParquet(self._file("tokens"), "token")
             self._sequences = SortedParquet(self._file("sequences"), "sequence")
             self._documents = SortedParquet(self._file("documents"), "doc")
+            self._images = ImageTables(self.path, self.summary) if "grid" in self.summary else None
         self._texts = np.array(texts.to_pylist(), dtype=object)
         alive = self._rows("SELECT feature FROM features WHERE alive ORDER BY feature")
         self._alive = alive["feature"].to_numpy()
@@ -92,13 +94,25 @@ class FeatureIndex:
                 f"reads {SCHEMA}; run {again}: it makes a new one beside it, which is then used."
             )
         files = run.manifest["files"]
-        for name in (f"{table}.parquet" for table in TABLES):
+        tables = [*TABLES, *(IMAGE_TABLES if "passes.parquet" in files else ())]
+        for name in (f"{table}.parquet" for table in tables):
             file, wanted = run.path / name, files.get(name, {}).get("bytes")
             found = file.stat().st_size if file.is_file() else None
             if found is None or found != wanted:
                 was = "is missing" if found is None else f"has {found} bytes, not {wanted}"
                 raise Failure(f"{file} {was}; delete {run.path} and run {again}.")
         return FeatureIndex(run)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether its tokens are places of images."""
+        return self._images is not None
+
+    @property
+    def images(self) -> ImageTables:
+        """What an index of images holds besides; one of text has none."""
+        assert self._images is not None, "an index of text has no images"
+        return self._images
 
     # ------------------------------------------------------------------------------- features
 
@@ -209,6 +223,16 @@ class FeatureIndex:
         rows["tokens"] = [tokens[sequence] for sequence in rows["sequence"]]
         rows["texts"] = [self.texts(ids) for ids in rows["tokens"]]
         return rows
+
+    def strongest_examples(self, features: Sequence[int]) -> pd.DataFrame:
+        """The first `top` example of each of some features, by feature: rows of examples.parquet.
+
+        Dead features have none.
+        """
+        with self._explaining():
+            rows = self._examples.read([self._known(feature) for feature in features])
+        kinds, ranks = rows["kind"].to_numpy(zero_copy_only=False), rows["rank"].to_numpy()
+        return rows.filter(pa.array((kinds == "top") & (ranks == 0))).to_pandas()
 
     def neighbours(self, feature: int) -> pd.DataFrame:
         """Features with the nearest decoder directions, nearest first, and what they fire on."""

@@ -1,4 +1,4 @@
-"""The feature index on disk: what is asked (`IndexConfig`) and the eight Parquet files that answer.
+"""The feature index on disk: what is asked (`IndexConfig`) and the Parquet files that answer.
 
     features.parquet     a row a feature, sorted by feature
     examples.parquet     sorted by feature, kind, interval, rank
@@ -8,6 +8,15 @@
     neighbours.parquet   a row a pair of features with near decoder directions, sorted by feature
     coactivations.parquet  a row a pair of features that fire together, sorted by feature
     documents.parquet    document number -> id
+
+Of a store of images a token is a place of the feature map, called `y,x`, and a sequence is one pass
+of the U-Net over one image; an example is then a whole map. Four files more say what a picture
+takes, so that nothing else is needed to show one:
+
+    passes.parquet       sequence -> image, step, row of guidance, sorted by sequence
+    images.parquet       the images that some example is of, with their pixels, sorted by image
+    places.parquet       a row a living feature: where in the images it fires
+    steps.parquet        a row a living feature, step and row of guidance
 
 Definitions, over all rows (kept tokens) that were used; a feature *fires* on a row where its code
 is greater than zero:
@@ -40,6 +49,13 @@ is greater than zero:
   more than by chance (pmi > 0).
   All rows count, unless there are too many pairs (`coactive_pairs`): then those of sequences drawn
   by the seed, `n_coactive_rows` of the manifest's summary.
+- In `passes.parquet`, `kept` are the places of the pass that the store has rows of, null where it
+  has all. In `images.parquet`, `format` and `data` are null where the store kept no picture; prompt
+  and seed draw it again.
+- In `places.parquet`, `places` are those on which the feature fires at all; `n` counts its firings
+  on each, `mean` is the mean of its code over all rows of that place, silent ones as 0.
+- In `steps.parquet`, `share` is the step's share of the feature's firings, `density` the share of
+  the step's rows on which it fires, `mean` over those on which it does. Steps without are left out.
 """
 
 import re
@@ -225,6 +241,50 @@ CODES = _schema(
 )
 """Not part of the index: one firing, on its way from the encoder to the statistics."""
 
+PASSES = _schema(
+    {
+        "sequence": pa.int32(),
+        "image": pa.int32(),
+        "step": pa.int16(),
+        "conditional": pa.bool_(),
+        "kept": pa.list_(pa.int16()),
+    }
+)
+
+IMAGES = _schema(
+    {
+        "image": pa.int32(),
+        "doc": pa.int32(),
+        "seed": pa.int64(),
+        "prompt": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "format": pa.string(),
+        "data": pa.binary(),
+    }
+)
+
+PLACES = _schema(
+    {
+        "feature": pa.int32(),
+        "places": pa.list_(pa.int16()),
+        "n": pa.list_(pa.int64()),
+        "mean": pa.list_(pa.float32()),
+    }
+)
+
+STEPS = _schema(
+    {
+        "feature": pa.int32(),
+        "step": pa.int16(),
+        "conditional": pa.bool_(),
+        "n": pa.int64(),
+        "share": pa.float64(),
+        "density": pa.float64(),
+        "mean": pa.float32(),
+    }
+)
+
 TABLES = {
     "features": FEATURES,
     "examples": EXAMPLES,
@@ -236,3 +296,6 @@ TABLES = {
     "documents": DOCUMENTS,
 }
 """Every file of an index, by name without its ending."""
+
+IMAGE_TABLES = {"passes": PASSES, "images": IMAGES, "places": PLACES, "steps": STEPS}
+"""The further files of an index of images."""

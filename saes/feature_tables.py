@@ -14,7 +14,7 @@ neither on how the ranges are cut nor on the number of threads.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,16 @@ class BuildLimits:
     def __post_init__(self) -> None:
         if self.memory_gb <= 0 or self.firings < 1 or (self.threads or 1) < 1:
             raise UserError(f"the limits of an index must be above zero; got {self}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherParts:
+    """Part files that an index of something else than text has besides."""
+
+    tables: tuple[str, ...]
+    """Their tables."""
+    write: Callable[[duckdb.DuckDBPyConnection, Mapping[str, Path]], None]
+    """Writes those of the range that the engine holds (`codes`, `moments`, `token_sums`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +170,7 @@ def write_parts(
     config: IndexConfig,
     edges: Sequence[float],
     *,
+    more: FurtherParts | None = None,
     progress: bool,
 ) -> dict[str, list[Path]]:
     """Compute the part files of every range that are not there yet; gives all, by table."""
@@ -167,13 +178,14 @@ def write_parts(
     a, b, c = hash_coefficients(d_sae, config.seed).T
     numbers = np.arange(d_sae, dtype=np.int32)
     engine.register("salts", pa.table({"feature": numbers, "a": a, "b": b, "c": c}))
-    parts: dict[str, list[Path]] = {"statistics": [], "examples": [], "tokens": []}
+    tables = ("statistics", "examples", "tokens", *(more.tables if more else ()))
+    parts: dict[str, list[Path]] = {table: [] for table in tables}
     for features in tqdm(ranges, desc="statistics", unit=" ranges", disable=not progress):
         span = f"{features.start:08d}-{features.stop:08d}"
         paths = {table: folder / f"{table}-{span}.parquet" for table in parts}
         if not all(path.exists() for path in paths.values()):
             _load_range(engine, pieces, features)
-            _write_range(engine, config, edges, paths)
+            _write_range(engine, config, edges, paths, more)
         for table, path in paths.items():
             parts[table].append(path)
     return parts
@@ -192,11 +204,14 @@ def _write_range(
     config: IndexConfig,
     edges: Sequence[float],
     paths: Mapping[str, Path],
+    more: FurtherParts | None,
 ) -> None:
     engine.execute(MOMENTS, {"upper_edges": list(edges[1:])})
     engine.execute(TOKEN_SUMS)
     write_query(engine, STATISTICS, {"n": TOP_TOKENS}, paths["statistics"], STATISTICS_PART)
     write_query(engine, TOKEN_PAIRS, {"n": TOKEN_RANKS}, paths["tokens"], TOKENS_PART)
+    if more is not None:
+        more.write(engine, paths)
     engine.execute("DROP TABLE token_sums")
     engine.execute(STRATA, {"intervals": config.intervals})
     engine.execute(PEAKS)

@@ -7,7 +7,8 @@
 2. `saes.feature_tables`: exact statistics, examples and token pairs of each range of features.
 3. `saes.feature_coactivation`: which features fire together, counted for a block of them at a time.
 4. `saes.feature_weights`: what the weights alone say.
-5. The parts are joined to the files that `saes.feature_schema` defines, the temporary ones removed,
+5. Of images, `saes.feature_images`: places, steps and pictures.
+6. The parts are joined to the files that `saes.feature_schema` defines, the temporary ones removed,
    the manifest written. `FeatureIndex` (`saes.feature_queries`) answers from them.
 
 Steps 1 to 3 go on where a killed build stopped, and give the same bytes of every answer.
@@ -33,6 +34,15 @@ from probe.runs import Run
 from probe.store import ActivationStore
 from saes.feature_coactivation import count_pairs, drawn_sequences, write_coactivations
 from saes.feature_codes import rows_used, write_codes, write_sequences
+from saes.feature_images import (
+    image_config,
+    image_summary,
+    join_image_parts,
+    prepare_engine,
+    write_image_parts,
+    write_images,
+    write_passes,
+)
 from saes.feature_queries import FeatureIndex
 from saes.feature_schema import (
     COACTIVATIONS,
@@ -48,6 +58,7 @@ from saes.feature_schema import (
 )
 from saes.feature_tables import (
     BuildLimits,
+    FurtherParts,
     feature_ranges,
     histogram_edges,
     join_parts,
@@ -88,7 +99,8 @@ def build_index(
         config: what the index holds.
         logit_matrix: unembedding with the final norm's gain folded in, [d_in, vocabulary]; None
             where the site has no reading in logits.
-        vocabulary: the text of every token, by id.
+        vocabulary: the text of every token, by id; of images, the names of the places
+            (`saes.feature_images.place_names`).
         special_ids: tokens marked as special in vocabulary.parquet.
         limits: memory, threads and size of the ranges; changes nothing in the result.
         progress: show bars on stderr.
@@ -136,12 +148,22 @@ def _measure(
     n_sequences, occurrences = write_sequences(
         run.path / "sequences.parquet", store, site, used, n_tokens
     )
+    images = image_config(store)
+    if images is not None:
+        write_passes(run.path / "passes.parquet", store, site, used)
     pieces = write_codes(work, sae, store, site, used, config, progress=progress)
     with open_engine(work / "spill", limits) as engine:
         found = survey(engine, pieces, d_sae)
         edges = histogram_edges(found.smallest, found.largest, config.histogram_bins)
         ranges = feature_ranges(found.n_active, limits.firings)
-        parts = write_parts(work, engine, pieces, ranges, config, edges, progress=progress)
+        more: FurtherParts | None = None
+        if images is not None:
+            passes = run.path / "passes.parquet"
+            prepare_engine(engine, passes, store, site, used, occurrences)
+            more = FurtherParts(tables=("places", "steps"), write=write_image_parts)
+        parts = write_parts(
+            work, engine, pieces, ranges, config, edges, more=more, progress=progress
+        )
         write_tokens(run.path / "tokens.parquet", engine, parts["tokens"], occurrences)
     n_coactive_rows = _write_coactivations(
         run, store, site, used, pieces, n_sequences, d_sae, config, limits, progress=progress
@@ -159,6 +181,9 @@ def _measure(
         "n_coactive_rows": n_coactive_rows,
         "histogram_edges": edges,
     }
+    if images is not None:
+        join_image_parts(run.path, parts)
+        summary |= image_summary(images) | {"n_pictures": write_images(run.path, store)}
     statistics = pa.concat_tables([pq.read_table(part) for part in parts["statistics"]])
     return summary, _with_dead(statistics, found.n_active, sum(used), config.histogram_bins)
 

@@ -66,13 +66,13 @@ class PlaceCodes:
         frame = pd.DataFrame(
             {"feature": indices[fires].numpy(), "activation": values[fires].double().numpy()}
         )
-        found = frame.groupby("feature")["activation"].agg(["sum", "max", "size"])
+        found = frame.groupby("feature")["activation"].agg(["sum", "max", "size"]).reset_index()
         shown = pd.DataFrame(
             {
-                "feature": found.index.to_numpy(),
-                "mean": found["sum"].to_numpy() / len(values),
-                "max": found["max"].to_numpy(),
-                "share": found["size"].to_numpy() / len(values),
+                "feature": found["feature"],
+                "mean": found["sum"] / len(values),
+                "max": found["max"],
+                "share": found["size"] / len(values),
             }
         )
         return (

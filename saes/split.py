@@ -9,6 +9,7 @@ evaluation then starts at the border itself). Whole sequences are on one side or
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from probe.corpora import TokenBatch
 from probe.errors import UserError
 from probe.sites import Site
 from probe.store import ActivationStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,8 @@ def sequence_spans(store: ActivationStore, rows: range) -> list[Span]:
     return spans
 
 
-def spread(spans: Sequence[Span], n: int) -> list[Span]:
-    """`n` of the sequences, evenly spaced from first to last; all where there are no more."""
+def spread(spans: Sequence[T], n: int) -> list[T]:
+    """`n` of them, evenly spaced from first to last; all where there are no more."""
     if n >= len(spans):
         return list(spans)
     return [spans[i * len(spans) // n] for i in range(n)]

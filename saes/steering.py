@@ -83,8 +83,8 @@ def prepare(
     recipe = checked(recipe)
     if recipe.draw is not None:
         raise UserError(
-            f"the recipe {recipe.name!r} draws images and a recipe of texts was wanted; run it with "
-            "`lorgnette steer`, or prepare it with saes.drawing."
+            f"the recipe {recipe.name!r} draws images and a recipe of texts was wanted; run it "
+            "with `lorgnette steer`, or prepare it with saes.drawing."
         )
     loaded = needed_saes(recipe, root, saes)
     if model is None:

@@ -60,8 +60,8 @@ def content(row=ROW, **changed) -> FeatureContent:
     strip = views.Strip(
         tokens=("A", " <boat>", '\n"x"'), activations=(0.0, 4.0, 1.0), focus=1, document="doc & 1"
     )
-    top = views.ExampleGroup(kind="top", low=0.0, high=0.0, share=1.0, strips=(strip, strip))
-    interval = views.ExampleGroup(kind="interval", low=2.0, high=4.0, share=0.25, strips=(strip,))
+    top = views.ExampleGroup(kind="top", low=0.0, high=0.0, share=1.0, examples=(strip, strip))
+    interval = views.ExampleGroup(kind="interval", low=2.0, high=4.0, share=0.25, examples=(strip,))
     near = pd.DataFrame({"rank": [0], "neighbour": [9], "cosine": [0.3], "top_tokens": [[" <s>"]]})
     tokens = {"token": [1], "text": [" boat"], "n": [5], "mean": [1.0], "max": [4.0], "share": [1]}
     made = FeatureContent(

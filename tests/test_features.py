@@ -647,11 +647,11 @@ def test_encoding_resumes(tmp_path, store, index, monkeypatch, after):
 def test_statistics_resume(tmp_path, store, index, monkeypatch):
     original, calls = feature_tables._write_range, []
 
-    def stopping(engine, config, edges, paths):
+    def stopping(*given):
         if len(calls) == 2:
             raise Stopped
-        calls.append(paths["examples"])
-        original(engine, config, edges, paths)
+        calls.append(given[3]["examples"])
+        original(*given)
 
     limits = BuildLimits(firings=300)
     monkeypatch.setattr(feature_tables, "_write_range", stopping)

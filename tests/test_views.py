@@ -86,12 +86,12 @@ def test_window_never_moves_a_token_from_its_position(length, data):
 
 
 def test_groups_have_exact_intervals():
-    group = views.ExampleGroup(kind="interval", low=1.5, high=3.0, share=0.125, strips=(strip(),))
+    group = views.ExampleGroup(kind="interval", low=1.5, high=3.0, share=0.125, examples=(strip(),))
     text = views.groups_html([group], scale=4.0, context="Stacked", line_breaks=False)
     assert "Interval 1.5 \u2013 3" in text and "(Contains 12.5 %)" in text
     assert "lg-left" in text and '<span class="lg-value">4</span>' in text
     assert "Interval" not in views.groups_html(
-        [views.ExampleGroup(kind="top", low=0.0, high=0.0, share=1.0, strips=(strip(),))],
+        [views.ExampleGroup(kind="top", low=0.0, high=0.0, share=1.0, examples=(strip(),))],
         scale=4.0,
         context="Full",
         line_breaks=True,

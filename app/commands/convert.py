@@ -27,6 +27,7 @@ from app.peers import (
 from probe.errors import UserError
 from probe.models import model_name
 from probe.runs import Run
+from probe.store_config import ImageStoreConfig
 from saes.features import FeatureIndex
 from saes.interop import delphi, neuronpedia
 from saes.interop.names import module_of_site
@@ -208,6 +209,11 @@ def into_delphi(command: Command, placed: Placed) -> Path | None:
             "a latent cache says what the SAE says of a store; name one with --store (and the "
             "site with --site)."
         )
+    if isinstance(placed.store.config, ImageStoreConfig):
+        raise UserError(
+            f"delphi explains text and {placed.store.run.path} is of images; `lorgnette label` "
+            "labels features of images."
+        )
     model = command.model or str(placed.model["spec"])
     hookpoint = command.name or module_of_site(placed.site, model)
     cache = command.out or command.common.root / "exports" / f"{placed.name}-delphi"
@@ -249,6 +255,11 @@ def into_neuronpedia(command: Command, placed: Placed) -> Path | None:
     if index is None:
         raise UserError(
             f"{command.source} has no complete index to export; run `lorgnette index` on it first."
+        )
+    if index.of_images:
+        raise UserError(
+            f"Neuronpedia shows text and {index.path} is an index of images; `lorgnette dashboard` "
+            "shows it."
         )
     metadata = placed.metadata()
     metadata |= {} if command.model is None else {"model_name": command.model}

@@ -23,7 +23,8 @@ class Command:
     """Measure an SAE on held-out rows, beside PCA, a random dictionary and the mean row.
 
     Fidelity (FVU, explained variance, cosine), sparsity (L0, dead and dense latents), and what the
-    model loses when the reconstruction takes the activation's place (cross-entropy, KL).
+    model loses when the reconstruction takes the activation's place: of text in cross-entropy and
+    KL, of images in how far pixels and latents move, beside ablation.
 
     Example: lorgnette evaluate artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
     """
@@ -115,7 +116,7 @@ def dry_run_plan(command: Command, store: ActivationStore):
         "lorgnette evaluate would measure",
         {
             "rows": f"{command.evaluate.n_rows}, held out from training, of {store.run.path}",
-            "model": f"{command.evaluate.n_ce_tokens} tokens for each candidate"
+            "model": f"{command.evaluate.n_ce_tokens} tokens or places for each candidate"
             if command.downstream
             else "not run",
             "controls": "PCA, random dictionary, mean row" if command.baselines else "none",
@@ -124,13 +125,15 @@ def dry_run_plan(command: Command, store: ActivationStore):
     )
 
 
-COLUMNS = ("fvu", "cosine", "l0", "dead_share", "dense_share", "ce", "ce_recovered", "kl")
+COLUMNS = ("fvu", "cosine", "l0", "dead_share", "dense_share")
+EFFECTS = ("ce", "ce_recovered", "kl", "pixel", "pixel_recovered", "latent_recovered")
 
 
 def results_table(measured: dict[str, Any]) -> Table:
     """The results as a table for a person."""
-    table = Table("", *COLUMNS, title="held-out rows; 95 % intervals are in metrics.json")
+    columns = [*COLUMNS, *(name for name in EFFECTS if name in measured["rows"][0])]
+    table = Table("", *columns, title="held-out rows; 95 % intervals are in metrics.json")
     for row in measured["rows"]:
-        cells = ("-" if row.get(name) is None else f"{row[name]:.4g}" for name in COLUMNS)
+        cells = ("-" if row.get(name) is None else f"{row[name]:.4g}" for name in columns)
         table.add_row(row["label"], *cells)
     return table

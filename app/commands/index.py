@@ -1,17 +1,21 @@
 """`lorgnette index`: make an SAE's features browsable."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from torch import Tensor
 from tyro.conf import Positional, arg
 
 from app.commands.options import Common, find_run, plan, say, size
 from app.resolve import RESIDUAL_KINDS, manifest_hash, model_of, store_of, weights_hash
+from probe.language import LanguageModel
 from probe.models import resolve_device
 from probe.runs import Run
 from probe.sites import parse_site
 from probe.store import ActivationStore
+from saes.feature_images import image_config, place_names
 from saes.features import BuildLimits, IndexConfig, build_index
 from saes.folder import load_sae
 
@@ -22,8 +26,9 @@ class Command:
 
     For every feature: how often and how strongly it fires, where (strongest, per interval, random
     examples), on which tokens, what it does to the logits, which features are near it, and which
-    fire together with it. Where an SAE of the same training on the model with random weights is
-    indexed, too, the dashboard shows its numbers beside those of each feature.
+    fire together with it. Of an image model: in which images, at which places and steps. Where an
+    SAE of the same training on the model with random weights is indexed, too, the dashboard shows
+    its numbers beside those of each feature.
 
     Example: lorgnette index artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
     """
@@ -57,8 +62,7 @@ def index(command: Command, sae_run: Run, weights: str, store: ActivationStore) 
     folder = Run.create(sae_run.path, "index", config)
     if folder.complete:
         return folder
-    model = model_of(store.run.config, device="cpu")
-    has_logits = parse_site(site).kind in RESIDUAL_KINDS
+    vocabulary, special_ids, logit_matrix = words_of(store, site)
     device = resolve_device(command.device)
     return build_index(
         folder,
@@ -66,11 +70,24 @@ def index(command: Command, sae_run: Run, weights: str, store: ActivationStore) 
         store,
         site,
         command.index,
-        logit_matrix=model.logit_matrix() if has_logits else None,
-        vocabulary=model.token_text(),
-        special_ids=model.special_ids,
+        logit_matrix=logit_matrix,
+        vocabulary=vocabulary,
+        special_ids=special_ids,
         limits=command.limits,
     ).run
+
+
+def words_of(
+    store: ActivationStore, site: str
+) -> tuple[Sequence[str], Collection[int], Tensor | None]:
+    """Names of the tokens, the special ones, and the unembedding where the site is read by it."""
+    images = image_config(store)
+    if images is not None:
+        return place_names(images.grid), (), None
+    model = model_of(store.run.config, device="cpu")
+    assert isinstance(model, LanguageModel), "a store of text is of a language model"
+    has_logits = parse_site(site).kind in RESIDUAL_KINDS
+    return model.token_text(), model.special_ids, model.logit_matrix() if has_logits else None
 
 
 def dry_run_plan(command: Command, sae_run: Run, store: ActivationStore):

@@ -72,7 +72,8 @@ def draw(
         opened = FeatureIndex.open(index.path)
         rows = opened.table(limit=opened.n_features).rows
         alive = rows["alive"].to_numpy(dtype=bool)
-        tokens = [list(own) for own in rows["top_tokens"]]
+        # Places of images name no cluster.
+        tokens = None if opened.of_images else [list(own) for own in rows["top_tokens"]]
     build_map(
         folder,
         decoder_of(sae_run),

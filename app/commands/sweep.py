@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from rich.table import Table
 from tyro.conf import Positional, Suppress, arg
 
@@ -23,6 +24,7 @@ from probe.ranks import ALONE, Ranks, joined
 from probe.sites import expand_sites, parse_site
 from probe.store import ActivationStore
 from saes.activations import NAMES, Activation, TopK, activation_name
+from saes.presets import PRESETS, PresetName
 from saes.replicas import Replicas
 from saes.training import Job, TrainConfig, fit
 
@@ -40,24 +42,34 @@ class SharedConfig(TrainConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Train many sparse autoencoders at once: every activation with every seed at every site.
+    """Train many sparse autoencoders at once: activations, widths and seeds at every site.
 
     Example: lorgnette sweep STORE --activations topk:k=16,32,64 top_afa:afa=1/64,1/32 --seeds 0 1
 
     Straight from a model, all sites captured in one pass:
     lorgnette sweep smollm2 --corpus builtin --sites resid_post.11 resid_post.12
 
+    Of an image model, k and width around the published settings:
+    lorgnette sweep STORE --preset sdxl-turbo --activations topk:k=5,10,20 --widths 320 640 1280
+
     Each becomes the folder that `lorgnette train` makes of the same options with --order-seed.
     """
 
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")] = tyro.MISSING
     """A store that `lorgnette capture` wrote or, together with --corpus, a model."""
     activations: Annotated[tuple[str, ...], arg(metavar="NAME[:OPTION=VALUE,...]")] = ("topk",)
     """Activations by name, each with values of its options: topk:k=16,32 is two, and
     jump_relu:l0=0.001,0.01:bandwidth=0.5,1 four. `lorgnette train --activation NAME --help` names
     the options; values of prefixes are written 64/256."""
+    widths: tuple[int, ...] = ()
+    """Numbers of latents, each with every activation; --d-sae where none is named."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights."""
+    preset: PresetName | None = None
+    """Published settings in place of the defaults below, fitted to the width of each site; options
+    that are named count all the same."""
+    fit: Suppress[tuple[str, ...]] = ()
+    """Settings of the preset that are to be fitted: those that no option names."""
     sites: Annotated[tuple[str, ...], arg(metavar="SITE ...")] = ()
     """Sites, globs allowed; all of a store's where none is named."""
     order_seed: int = 0
@@ -82,6 +94,21 @@ class Command:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     common: Common = field(default_factory=Common)
+
+
+def default(arguments: Sequence[str]) -> Command:
+    """The command's defaults for the preset asked for."""
+    if train.asked(arguments, "preset") not in PRESETS:
+        return Command()
+    alone = train.default(arguments)
+    config = {each.name: getattr(alone.train, each.name) for each in fields(TrainConfig)}
+    assert isinstance(alone.train.activation, TopK), "that of the presets"
+    return Command(
+        activations=(f"topk:k={alone.train.activation.k}",),
+        train=SharedConfig(**config),
+        batch_size=alone.batch_size,
+        fit=alone.fit,
+    )
 
 
 def run(command: Command) -> list[Path]:
@@ -114,17 +141,19 @@ def trainings(
 ) -> Iterator[tuple[train.Command, train.Training]]:
     """Every SAE of the sweep as a command of its own; those of one site share its batches."""
     activations = [each for term in command.activations for each in parse_activations(term)]
-    for name, values in (("activations", activations), ("seeds", command.seeds)):
+    widths: Sequence[int | None] = command.widths or (None,)
+    lists = (("activations", activations), ("widths", widths), ("seeds", command.seeds))
+    for name, values in lists:
         if not values or len(set(map(str, values))) < len(values):
             raise UserError(f"--{name} must be one or more, each once.")
     sites = asked_sites(command)
-    alone = as_train(command, sites[0], activations[0], command.seeds[0])
+    alone = as_train(command, sites[0], activations[0], widths[0], command.seeds[0])
     stream = None if command.corpus is None else train.open_stream(alone, sites, ranks)
     named = sites if stream is None else [str(site) for site in stream.sites]
     for site in named:
         shared: ActivationSource | None = None
-        for activation, seed in itertools.product(activations, command.seeds):
-            cell = as_train(command, site, activation, seed)
+        for options in itertools.product(activations, widths, command.seeds):
+            cell = as_train(command, site, *options)
             made = train.from_store(cell) if stream is None else train.from_model(cell, stream)
             shared = made.source if shared is None else shared
             yield cell, replace(made, source=shared)
@@ -143,13 +172,19 @@ def asked_sites(command: Command) -> list[str]:
     return [str(site) for site in expand_sites(command.sites, [parse_site(name) for name in held])]
 
 
-def as_train(command: Command, site: str, activation: Activation, seed: int) -> train.Command:
-    """The `lorgnette train` that makes one SAE of the sweep."""
+def as_train(
+    command: Command, site: str, activation: Activation, width: int | None, seed: int
+) -> train.Command:
+    """The `lorgnette train` that makes one SAE of the sweep; no width leaves it to --d-sae."""
     config = {each.name: getattr(command.train, each.name) for each in fields(TrainConfig)}
     config |= {"activation": activation, "seed": seed}
+    fit = command.fit
+    if width is not None:
+        config["d_sae"] = width
+        fit = tuple(name for name in fit if name != "d_sae")
     alike = {each.name for each in fields(train.Command)} & {each.name for each in fields(Command)}
-    options = {name: getattr(command, name) for name in alike - {"train"}}
-    return train.Command(site=site, train=TrainConfig(**config), **options)
+    options = {name: getattr(command, name) for name in alike - {"train", "fit"}}
+    return train.Command(site=site, train=TrainConfig(**config), fit=fit, **options)
 
 
 def parse_activations(term: str) -> list[Activation]:
@@ -188,18 +223,20 @@ def parse_value(default: Any, text: str, term: str) -> Any:
 
 def dry_run_plan(command: Command, cells: Sequence[tuple[train.Command, train.Training]]) -> Table:
     """How many there would be, and what they take together."""
-    widths = [training.source.d for _, training in cells]
-    parameters = sum((2 * d + 1) * command.train.d_sae + d for d in widths)
+    shapes = [(training.source.d, training.train.d_sae) for _, training in cells]
+    parameters = sum((2 * d + 1) * d_sae + d for d, d_sae in shapes)
+    steps = max(training.train.steps for _, training in cells)
     sites = dict.fromkeys(training.config["site"] for _, training in cells)
     names = dict.fromkeys(str(cell.train.activation) for cell, _ in cells)
     return plan(
         "lorgnette sweep would make",
         {
-            "SAEs": f"{len(cells)}: {len(names)} activations, {len(command.seeds)} seeds, "
-            f"{len(sites)} sites",
+            "SAEs": f"{len(cells)}: {len(names)} activations, "
+            + f"{len(command.widths)} widths, " * bool(command.widths)
+            + f"{len(command.seeds)} seeds, {len(sites)} sites",
             "sites": ", ".join(sites),
             "activations": ", ".join(names),
-            "training": f"{command.train.steps} steps of {command.batch_size} rows, all together",
+            "training": f"{steps} steps of {command.batch_size} rows, all together",
             "memory": f"{size(STATE_BYTES * parameters)} for parameters, gradients and Adam",
             "disk": f"{size(4 * parameters)} and checkpoints of {size(2 * 12 * parameters)}",
         },
@@ -208,7 +245,7 @@ def dry_run_plan(command: Command, cells: Sequence[tuple[train.Command, train.Tr
 
 def results(jobs: Sequence[Job]) -> Table:
     """A row for each SAE, by the last batch of its training."""
-    table = Table("site", "activation", "seed", "FVU", "L0", "dead", "folder")
+    table = Table("site", "activation", "latents", "seed", "FVU", "L0", "dead", "folder")
     for job in jobs:
         facts, options = job.run.summary, job.config.activation
         values = {each.name: getattr(options, each.name) for each in fields(options)}
@@ -216,6 +253,7 @@ def results(jobs: Sequence[Job]) -> Table:
         table.add_row(
             job.run.config["site"],
             f"{activation_name(options)} ({told})",
+            str(job.config.d_sae),
             str(job.config.seed),
             f"{facts['fvu']:.4g}",
             f"{facts['l0']:.4g}",

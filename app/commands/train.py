@@ -3,12 +3,12 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from app.commands.options import Common, find_run, plan, say, size
 from app.resolve import manifest_hash, sae_metadata_of, train_options
@@ -26,8 +26,9 @@ from probe.runs import Run
 from probe.sites import Site, expand_sites, parse_site
 from probe.store import ActivationStore
 from probe.store_config import ImageStoreConfig
-from saes.activations import NAMES, most_active, short_name
+from saes.activations import NAMES, TopK, most_active, short_name
 from saes.footprint import footprint
+from saes.presets import FITTED, PRESETS, PresetName, fitted
 from saes.replicas import Replicas
 from saes.sharded import Shards
 from saes.split import split_store
@@ -52,6 +53,8 @@ class Command:
     lorgnette train smollm2 --corpus builtin --site resid_post.12
     lorgnette train toy-turbo --corpus builtin --site down.2.1
 
+    With the published settings for SDXL-Turbo: lorgnette train STORE --preset sdxl-turbo
+
     In several processes: torchrun --nproc-per-node 8 --no-python lorgnette train ...
     """
 
@@ -65,6 +68,11 @@ class Command:
         "topk", "batch_topk", "matryoshka", "top_afa", "jump_relu", "gated", "relu", "k_sparse"
     ] = "topk"
     """What makes codes of pre-activations; each has options of its own."""
+    preset: PresetName | None = None
+    """Published settings in place of the defaults below, fitted to the width of the site; options
+    that are named count all the same."""
+    fit: Suppress[tuple[str, ...]] = ()
+    """Settings of the preset that are to be fitted: those that no option names."""
     train: TrainConfig = field(default_factory=TrainConfig)
     batch_size: int = 2048
     """Rows (tokens) in a batch."""
@@ -95,6 +103,8 @@ class Training:
 
     source: ActivationSource
     """The stream of batches."""
+    train: TrainConfig
+    """How the SAE is trained."""
     config: dict[str, Any]
     """The run's config.json."""
     inputs: dict[str, str]
@@ -106,11 +116,27 @@ class Training:
 
 
 def default(arguments: Sequence[str]) -> Command:
-    """The command's defaults for the activation asked for, so that its options are known."""
-    asked = [value for name, value in itertools.pairwise(arguments) if name == "--activation"]
-    asked += [text.partition("=")[2] for text in arguments if text.startswith("--activation=")]
-    name = asked[-1] if asked and asked[-1] in NAMES else "topk"
-    return Command(train=TrainConfig(activation=NAMES[name]()))
+    """The command's defaults for the activation and preset asked for, so that options are known."""
+    name, preset = asked(arguments, "activation"), asked(arguments, "preset")
+    chosen = NAMES[name]() if name in NAMES else None
+    if preset not in PRESETS:
+        return Command(train=TrainConfig(activation=chosen or TopK()))
+    published = PRESETS[preset]
+    train = published.train if chosen is None else replace(published.train, activation=chosen)
+    return Command(train=train, batch_size=published.batch_size, fit=not_named(arguments, FITTED))
+
+
+def asked(arguments: Sequence[str], option: str) -> str | None:
+    """The value that the arguments give an option; None where they do not name it."""
+    found = [value for name, value in itertools.pairwise(arguments) if name == f"--{option}"]
+    found += [text.partition("=")[2] for text in arguments if text.startswith(f"--{option}=")]
+    return found[-1] if found else None
+
+
+def not_named(arguments: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those settings that no argument gives a value."""
+    named = {text.partition("=")[0].removeprefix("--").replace("-", "_") for text in arguments}
+    return tuple(name for name in names if name not in named)
 
 
 def run(command: Command) -> Path | None:
@@ -130,7 +156,7 @@ def share(command: Command, ranks: Ranks) -> Path | None:
         training = from_model(command, open_stream(command, [needed_site(command)], ranks))
     if command.common.dry_run:
         if ranks.is_first:
-            say(dry_run_plan(command, training.source, ranks))
+            say(dry_run_plan(command, training, ranks))
         return None
     return train(command, training, ranks).path
 
@@ -150,15 +176,25 @@ def make_job(command: Command, training: Training, ranks: Ranks = ALONE) -> Job:
 
     Raises `UserError`, before anything is written, where there can be no such SAE.
     """
-    sae_shape(command.train, training.source.d)
+    train = training.train
+    sae_shape(train, training.source.d)
     described = training.config["model"]
     twin = "" if described["random_weights"] is None else f"-random{described['random_weights']}"
     site = training.config["site"].replace(":", "_")
-    shape = f"{short_name(command.train.activation)}-{command.train.d_sae}"
+    shape = f"{short_name(train.activation)}-{train.d_sae}"
     name = f"{model_name(described['spec'])}{twin}-{site}-{shape}"
     folder = create_run(ranks, command.common.root / "saes", name, training.config)
     metadata = sae_metadata_of(training.config, training.corpus, training.context)
-    return Job(run=folder, config=command.train, metadata=metadata, inputs=training.inputs)
+    return Job(run=folder, config=train, metadata=metadata, inputs=training.inputs)
+
+
+def settings(command: Command, source: ActivationSource) -> TrainConfig:
+    """How the SAE is trained, the settings of a preset fitted to the source."""
+    if command.preset is None:
+        return command.train
+    batches = None if source.n_rows is None else source.n_rows // command.batch_size
+    preset = PRESETS[command.preset]
+    return fitted(preset, command.train, command.fit, width=source.d, batches=batches)
 
 
 def order_seed(command: Command) -> int:
@@ -188,9 +224,11 @@ def from_store(command: Command) -> Training:
         "buffer_rows": command.buffer_rows,
         "order_seed": order_seed(command),
     }
+    train = settings(command, reader)
     return Training(
         source=reader,
-        config=sae_config(store.run.config["model"], site, source, command.train),
+        train=train,
+        config=sae_config(store.run.config["model"], site, source, train),
         inputs={"store": source["manifest"]},
         corpus=store.config.corpus,
         context=store.config.context,
@@ -301,9 +339,12 @@ def from_model(command: Command, stream: StreamSource) -> Training:
         "model": weights_checksum(command.source),
         "corpus": checksum(command.corpus),
     }
+    own = stream.at(site)
+    train = settings(command, own)
     return Training(
-        source=stream.at(site),
-        config=sae_config(described_model(command, stream.model), str(site), source, command.train),
+        source=own,
+        train=train,
+        config=sae_config(described_model(command, stream.model), str(site), source, train),
         inputs={name: value for name, value in hashes.items() if value is not None},
         corpus=command.corpus,
         context=context,
@@ -318,9 +359,9 @@ def sae_config(
     return {"kind": "sae", "schema": 1} | described | {"train": train_options(train)}
 
 
-def dry_run_plan(command: Command, source: ActivationSource, ranks: Ranks = ALONE):
+def dry_run_plan(command: Command, training: Training, ranks: Ranks = ALONE):
     """Shapes, memory, and how far the training goes through the data."""
-    config = command.train
+    config, source = training.train, training.source
     parameters = 2 * config.d_sae * source.d + config.d_sae + source.d
     rows = config.steps * command.batch_size
     epochs = "" if source.n_rows is None else f", {rows / source.n_rows:.2f} epochs"

@@ -114,7 +114,7 @@ def _matched(first: data.SaeRecord, second: data.SaeRecord, found: map_data.Comp
             help="Where the nearest direction of the other SAE has a smaller |cos| than this.",
         )  # fmt: skip
         text = st.text_input(
-            "Find in both", key="find", placeholder="letters of a label or token",
+            "Find in both", key="find", placeholder="letters of a label, token or prompt",
             bind="query-params",
         )  # fmt: skip
     with left:
@@ -199,7 +199,7 @@ def _pairs(first: data.SaeRecord, second: data.SaeRecord, pairs: pd.DataFrame, t
             components.open_feature(record, int(shown.iloc[row][side]))
     st.subheader("Matched pairs", anchor=False)
     if not len(shown):
-        st.caption("No pair has these letters in a label or token of either feature.")
+        st.caption("No pair has these letters in what is said of either feature.")
         return
     columns = st.column_config
     st.dataframe(
@@ -209,9 +209,9 @@ def _pairs(first: data.SaeRecord, second: data.SaeRecord, pairs: pd.DataFrame, t
         column_config={
             "cosine": columns.NumberColumn("Cosine", format="%.3f", width=75),
             "first": columns.NumberColumn("First", format="%d", width=70),
-            "first_said": columns.TextColumn("Label or tokens"),
+            "first_said": columns.TextColumn("Label, or what it fires on"),
             "second": columns.NumberColumn("Second", format="%d", width=70),
-            "second_said": columns.TextColumn("Label or tokens"),
+            "second_said": columns.TextColumn("Label, or what it fires on"),
         },
         key=PAIRS,
         on_select="rerun",
@@ -247,7 +247,7 @@ def _own(
         column_config={
             "feature": columns.NumberColumn("Feature", format="%d", width=75),
             "size": columns.NumberColumn("Nearest |cos|", format="%.3f", width=105),
-            "said": columns.TextColumn("Label or tokens"),
+            "said": columns.TextColumn("Label, or what it fires on"),
         },
         key=key,
         on_select="rerun",

@@ -11,6 +11,7 @@ from app import (
     feature_data,
     feature_download,
     feature_sections,
+    image_sections,
     note_panels,
     views,
 )
@@ -22,7 +23,7 @@ def show() -> None:
     feature = _asked()
     title, sentence = (
         f"Feature {feature}",
-        "What one feature of an SAE fires on, and what it promotes.",
+        "What one feature of an SAE fires on, and what it does.",
     )
     if not any(record.index for record in data.sae_records()):
         components.heading(title, sentence)
@@ -43,13 +44,20 @@ def show() -> None:
         note_panels.label_and_lists(record, feature)
         feature_sections.numbers(record, row)
         feature_sections.activations(record, row)
-        feature_sections.logits(row)
-        feature_sections.tokens(record, row)
+        if record.of_images:
+            image_sections.places(record, row)
+        else:
+            feature_sections.logits(row)
+            feature_sections.tokens(record, row)
         feature_sections.others(record, row)
         feature_sections.provenance(record)
     with right:
-        feature_sections.own_text(record, feature, row)
-        feature_sections.examples(record, feature, row)
+        if record.of_images:
+            image_sections.icon(record, feature, row)
+            image_sections.examples(record, feature, row)
+        else:
+            feature_sections.own_text(record, feature, row)
+            feature_sections.examples(record, feature, row)
 
 
 def _asked() -> int:
@@ -95,12 +103,13 @@ def _navigation(record: data.SaeRecord, feature: int) -> None:
             "Random", on_click=_go_random, args=(record,), icon=":material/casino:",
             help="Any living feature",
         )  # fmt: skip
-    st.page_link(
-        "pages/steer.py",
-        label="Steer with this feature",
-        icon=":material/tune:",
-        query_params=components.feature_address(record, feature),
-    )
+    if not record.of_images:
+        st.page_link(
+            "pages/steer.py",
+            label="Steer with this feature",
+            icon=":material/tune:",
+            query_params=components.feature_address(record, feature),
+        )
     with st.popover("Download", icon=":material/download:", help="Everything on this page"):
         _downloads(record, feature)
     with st.popover("Link", icon=":material/link:", help="The address of this feature"):

@@ -6,9 +6,22 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import components, dashboard, data, feature_data, note_panels, views
+from app import (
+    components,
+    dashboard,
+    data,
+    feature_data,
+    image_sections,
+    note_panels,
+    tile_data,
+    views,
+)
 from app.feature_table import MATCH, RANKED, FeatureFilter, FeatureState, SearchPlace
 
+IMAGE_PLACES: dict[SearchPlace, str] = {
+    "prompts": "prompts of its strongest images",
+    "label": "labels",
+}
 PLACES: dict[SearchPlace, str] = {
     "named": "tokens shown below",
     "all tokens": "all its tokens",
@@ -18,6 +31,7 @@ PLACES: dict[SearchPlace, str] = {
 TYPED: Mapping[SearchPlace, str] = {
     "named": "letters of a token",
     "all tokens": "letters of a token",
+    "prompts": "letters of a prompt",
     "label": "letters of a label",
     "text": "any text",
 }
@@ -39,6 +53,18 @@ ORDERS = {
     MATCH: "Best match",
 }
 TABLE = "feature_table"
+LOOKS = {"table": "Table", "pictures": "Pictures"}
+HELP: Mapping[views.Unit, str] = {
+    "tokens": "Beside each feature stand the five tokens it fires on most and ten that it "
+    "promotes; the index knows up to 32 tokens of each feature. A text of yours is run "
+    "through the model, and the features that fire on it are found.",
+    "places": f"The prompts of the {tile_data.NAMED} images on which each feature fires most; "
+    "features with the largest share of such images come first.",
+}
+SUMMED: Mapping[views.Unit, str] = {
+    "tokens": "By summed activation; a dot is a space",
+    "places": "By summed activation: y and x on the feature map",
+}
 DIRECTIONS = {False: "Smallest first", True: "Largest first"}
 DENSITIES = [0.0] + [step * 10.0**power for power in range(-6, 0) for step in (1, 3)] + [1.0]
 
@@ -47,7 +73,7 @@ def show() -> None:
     """Draw the page."""
     components.heading(
         "Features",
-        "All features of one SAE: how often each fires, how strongly, on which tokens. "
+        "All features of one SAE: how often each fires, how strongly, on what. "
         "Click a row to open it; tick rows for a list or a file.",
     )
     record = components.choose_sae(indexed=True)
@@ -73,7 +99,7 @@ def _browse(record: data.SaeRecord) -> None:
     with right:
         chosen = wanted.density if wanted.density != (0.0, 1.0) else None
         components.chart(
-            views.density_figure(density, selected=chosen),
+            views.density_figure(density, selected=chosen, unit=record.unit),
             key="densities",
             name="Histogram of feature densities",
         )
@@ -83,21 +109,26 @@ def _browse(record: data.SaeRecord) -> None:
     note_panels.bulk(record, found.rows, clicked["rows"])
     if len(found.rows) < found.total:
         st.caption(f"The first {len(found.rows):,} of {found.total:,} are listed.")
-    _table(found.rows, table)
+    if record.of_images and components.choice("Show as", LOOKS, key="look") == "pictures":
+        image_sections.gallery(record, found.rows)
+    else:
+        _table(found.rows, table, record.unit)
 
 
 def _filter(record: data.SaeRecord) -> FeatureFilter:
     top = st.columns([3, 2, 2, 3], vertical_alignment="top")
+    places = IMAGE_PLACES if record.of_images else PLACES
+    if st.session_state.get("search_in") not in places:
+        st.session_state["search_in"] = next(iter(places))
+        _order_by_match()
     with top[1]:
         search_in = st.selectbox(
             "Search in",
-            list(PLACES),
-            format_func=PLACES.__getitem__,
+            list(places),
+            format_func=places.__getitem__,
             key="search_in",
             on_change=_order_by_match,
-            help="Beside each feature stand the five tokens it fires on most and ten that it "
-            "promotes; the index knows up to 32 tokens of each feature. A text of yours is run "
-            "through the model, and the features that fire on it are found.",
+            help=HELP[record.unit],
         )
     text = top[0].text_input(
         "Search",
@@ -111,7 +142,7 @@ def _filter(record: data.SaeRecord) -> FeatureFilter:
         state = components.choice("Show", STATES, key="state")
     below = st.columns([3, 2, 5], vertical_alignment="bottom")
     low, high = below[0].select_slider(
-        "Density (share of tokens)",
+        f"Density (share of {record.unit})",
         DENSITIES,
         value=(0.0, 1.0),
         format_func=views.percent,
@@ -135,7 +166,7 @@ def _order_by_match() -> None:
     """A search that ranks what it finds shows the best first, until another order is chosen."""
     if st.session_state["search_in"] in RANKED:
         st.session_state["order"] = MATCH
-    elif st.session_state["order"] == MATCH:
+    elif st.session_state.get("order") == MATCH:
         st.session_state["order"] = "feature"
 
 
@@ -172,7 +203,7 @@ def _counts(density: np.ndarray, n_found: int) -> None:
     st.html(views.facts_html(facts))
 
 
-def _table(shown: pd.DataFrame, key: str) -> None:
+def _table(shown: pd.DataFrame, key: str, unit: views.Unit) -> None:
     columns = st.column_config
     narrow = 200 if "label" in shown else None
     st.dataframe(
@@ -190,10 +221,11 @@ def _table(shown: pd.DataFrame, key: str) -> None:
             "match": columns.NumberColumn(
                 "Match", format="%.3g", width=70,
                 help="In a text: its largest activation there. In all tokens: its activation on "
-                "the tokens found, times their share of its activation.",
+                "the tokens found, times their share of its activation. In prompts: the share of "
+                "its strongest images whose prompt has the letters.",
             ),
             "density_percent": columns.NumberColumn(
-                "Density", format="%.3g %%", width=80, help="Share of tokens it fires on"
+                "Density", format="%.3g %%", width=80, help=f"Share of {unit} it fires on"
             ),
             "max": columns.NumberColumn(
                 "Largest", format="%.2f", width=75, help="Largest activation"
@@ -202,8 +234,8 @@ def _table(shown: pd.DataFrame, key: str) -> None:
                 "Mean", format="%.2f", width=75, help="Mean activation, where it fires"
             ),
             "top_tokens": columns.TextColumn(
-                "Tokens it fires on most", width=narrow,
-                help="By summed activation; a dot is a space",
+                f"{unit.capitalize()} it fires on most", width=narrow,
+                help=SUMMED[unit],
             ),
             "positive_tokens": columns.TextColumn(
                 "Logits it promotes", width=narrow, help="Direct effect of its decoder direction"

@@ -30,6 +30,7 @@ TOOLS = {
     "scrollZoom": True,
     "modeBarButtonsToRemove": ["autoScale2d", "toImage"],
 }
+FINDABLE = {"tokens": "letters of a label or token", "places": "letters of a label or prompt"}
 COLUMNS = ["feature", "said", "density_percent", "score", "cluster"]
 
 
@@ -101,7 +102,7 @@ def _controls(record: data.SaeRecord, run: Run) -> tuple:
         help="The controls went through exactly the same steps: what they show is chance.",
     )  # fmt: skip
     text = fourth.text_input(
-        "Find", key="find", placeholder="letters of a label or token", bind="query-params"
+        "Find", key="find", placeholder=FINDABLE[record.unit], bind="query-params"
     )
     members: frozenset[int] = frozenset()
     if colour == "list":
@@ -175,7 +176,7 @@ def _reading(summary: Any, plane: map_views.Plane) -> None:
 def _table(listed: pd.DataFrame, how: str) -> None:
     st.markdown(f"**{len(listed):,} feature{'' if len(listed) == 1 else 's'}** {how}")
     if not len(listed):
-        st.caption("No feature has these letters in its label or in the tokens it fires on most.")
+        st.caption("No feature has these letters in its label or in what it fires on most.")
         return
     shown = listed.head(feature_table.ROWS_SHOWN)
     frame = shown.assign(said=map_views.said(shown), density_percent=100 * shown["density"])
@@ -186,7 +187,7 @@ def _table(listed: pd.DataFrame, how: str) -> None:
         height=600,
         column_config={
             "feature": columns.NumberColumn("Feature", format="%d", width=62),
-            "said": columns.TextColumn("Label, or tokens it fires on most", width=190),
+            "said": columns.TextColumn("Label, or what it fires on most", width=190),
             "density_percent": columns.NumberColumn("Density", format="%.3g %%", width=70),
             "score": columns.NumberColumn("Score", format="%.2f", width=60),
             "cluster": columns.NumberColumn("Cluster", width=60, help="-1: in none"),

@@ -110,7 +110,7 @@ def _sae_links(record: data.SaeRecord) -> None:
         query = {"sae": record.name}
         if record.index:
             _link("features", "Browse its features", query)
-        if record.run.complete:
+        if record.run.complete and not record.of_images:
             _link("prompt_lab", "Try a prompt", query)
         _link("training", "Training curves", query)
 
@@ -128,15 +128,20 @@ def _stores(stores: list[Run]) -> None:
             "name": run.path.name,
             "model": run.config["model"]["spec"],
             "sites": ", ".join(run.config["sites"]),
-            "corpus": str(run.config.get("corpus", "")),
-            "tokens": views.short(run.config.get("tokens")),
+            "corpus": str(run.config.get("corpus") or run.config.get("prompts", "")),
+            "asked for": _asked_for(run),
             "rows kept": views.short(run.summary.get("n_rows")),
             "state": "complete" if run.complete else "not complete",
         }
         for run in stores
     ]
-    words = ("model", "sites", "corpus", "state")
+    words = ("model", "sites", "corpus", "asked for", "state")
     st.html(views.table_html(pd.DataFrame(rows), words=words))
+
+
+def _asked_for(store: Run) -> str:
+    unit = "images" if "images" in store.config else "tokens"
+    return f"{views.short(store.config.get(unit))} {unit}"
 
 
 def _reports(reports: list[Run]) -> None:

@@ -26,7 +26,7 @@ def show() -> None:
         "Prompt lab",
         "Your own text or chat: the features that fire on it, and what they do to the next token.",
     )
-    record = components.choose_sae(indexed=False)
+    record = components.choose_sae(indexed=False, of_images=False)
     if record is None:
         return
     if not record.run.complete:

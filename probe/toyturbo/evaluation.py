@@ -38,7 +38,7 @@ class Noise:
     """How a factor that captions leave open is decided."""
 
     entropy: float
-    """Of the values drawn over seeds, in bits, mean over captions."""
+    """Of the values drawn over seeds, in bits, mean over captions; 0 where no thing is seen."""
     prior: float
     """Of the world's values, in bits."""
     called: float
@@ -129,7 +129,7 @@ def _decided(
     size = len(FACTORS[factor])
     counts = [np.bincount(row[row >= 0], minlength=size) for row in drawn.reshape(captions, seeds)]
     return Noise(
-        entropy=float(np.mean([entropy(row, base=2) for row in counts])),
+        entropy=float(np.mean([entropy(row, base=2) if row.any() else 0.0 for row in counts])),
         prior=float(np.log2(size)),
         called=float((drawn == called).mean()),
     )

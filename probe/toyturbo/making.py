@@ -8,9 +8,10 @@ Every part is seeded and checkpointed; a killed run goes on where it was and end
 weights as one that never stopped, on the same machine.
 """
 
+import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from probe.diffusion import DiffusionModel
+from probe.errors import UserError
 from probe.runs import Run, atomic_path, write_json
 from probe.toyturbo.card import model_card
 from probe.toyturbo.evaluation import ceilings, fidelity, use_of_noise
@@ -97,6 +99,19 @@ class ToyTurboConfig:
     """Held-out captions that it is judged on."""
     judged_seeds: int = 50
     """Seeds for each of twenty captions that leave a factor open."""
+
+    def scaled(self, effort: float) -> "ToyTurboConfig":
+        """The same with `effort` times the steps of every part, at least one.
+
+        Raises `UserError` where that is no positive number.
+        """
+        if not 0 < effort < math.inf:
+            raise UserError(f"effort must be a positive number, got {effort}.")
+        fits: dict[str, FitConfig] = {name: getattr(self, name) for name in PARTS}
+        steps = {name: max(1, round(effort * fit.steps)) for name, fit in fits.items()}
+        return replace(
+            self, **{name: replace(fits[name], steps=count) for name, count in steps.items()}
+        )
 
     def run_config(self) -> dict[str, Any]:
         """The run folder's `config.json`."""

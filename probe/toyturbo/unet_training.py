@@ -1,7 +1,7 @@
 """Training the U-Net to draw a caption's scene in one step, block by block.
 
 The target of a caption and a noise is the one scene that they mean together (`briefs.settle`), so
-drawing in one step is plain regression of that scene's latents: no teacher, no adversary. A quarter
+drawing in one step is plain regression of that scene's latents: no teacher, no adversary. A fifth
 of the last phase's examples are later steps of a schedule of two to four, from a noisy version of
 the scene, so that more steps work too.
 
@@ -297,7 +297,14 @@ def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
 def bypassing(unet: UNet2DConditionModel, names: tuple[str, ...] | list[str]) -> Iterator[None]:
     """Leave blocks out that are the identity anyway, and use attention that is quick to train."""
 
-    def through(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    def through(
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        cross_attention_kwargs: Any = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> tuple[Tensor]:
         return (hidden_states,)
 
     usual = dict(unet.attn_processors)
