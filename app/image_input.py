@@ -190,8 +190,11 @@ def show_address(found: Asked) -> None:
 def follow_features() -> None:
     """Take over the features that the address names (`?f=3,5`), once each time it changes.
 
-    Raises `UserError` where it names none.
+    Other pages name one as `feature`. Raises `UserError` where there is something else.
     """
+    if "feature" in st.query_params:
+        st.query_params["f"] = st.query_params["feature"]
+        del st.query_params["feature"]
     text = st.query_params.get("f")
     if not text or text == st.session_state.get(FEATURES):
         return

@@ -103,13 +103,12 @@ def _navigation(record: data.SaeRecord, feature: int) -> None:
             "Random", on_click=_go_random, args=(record,), icon=":material/casino:",
             help="Any living feature",
         )  # fmt: skip
-    if not record.of_images:
-        st.page_link(
-            "pages/steer.py",
-            label="Steer with this feature",
-            icon=":material/tune:",
-            query_params=components.feature_address(record, feature),
-        )
+    st.page_link(
+        "pages/paint.py" if record.of_images else "pages/steer.py",
+        label=f"{'Paint' if record.of_images else 'Steer'} with this feature",
+        icon=f":material/{'brush' if record.of_images else 'tune'}:",
+        query_params=components.feature_address(record, feature),
+    )
     with st.popover("Download", icon=":material/download:", help="Everything on this page"):
         _downloads(record, feature)
     with st.popover("Link", icon=":material/link:", help="The address of this feature"):
