@@ -309,8 +309,8 @@ def _trade(
     return _verdict(
         measured,
         f"{claim[0].lower()}{claim[1:]}",
-        f"{what}: change from each {names[by]} to the next larger one, the other fixed, mean over "
-        f"{len(draws)} steps",
+        f"{what}: change from each {names[by]} to the next larger one, the other fixed; mean of "
+        f"{len(draws)}",
         found,
         holds=found.below(0) if falls else found.above(0),
     )

@@ -230,8 +230,9 @@ def value_states(measured: Measured, block: str, weights: str = "trained") -> pd
     for row in rows.to_dict("records"):
         same = rows[(rows["factor"] == row["factor"]) & (rows["feature"] == row["feature"])]
         state = state_of(row, probe_f1(measured, block, row["factor"], row["value"], weights))
-        merged = ", merged" if state != "own" and len(same) > 1 else ""
         f1 = from_draws(row["f1"], measured.settings.images // 2)
+        # A feature that never answers rightly is nobody's.
+        merged = ", merged" if state != "own" and len(same) > 1 and f1.value > 0 else ""
         found.append(
             {
                 "factor": row["factor"], "value": row["value"], "feature": row["feature"],
