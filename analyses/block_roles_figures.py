@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import plots
 from analyses.block_roles_locality import KINDS
-from analyses.block_roles_measured import ALL_BLOCKS, Measured
+from analyses.block_roles_measured import ALL_BLOCKS, Frame, Measured
 from analyses.block_roles_numbers import (
     accuracy,
     changed_unasked,
@@ -311,7 +310,8 @@ def scores_figure(measured: Measured) -> go.Figure:
             marker={"size": 10, "color": plots.PLUM}, showlegend=False,
             error_x=plots.errors(estimates, plots.PLUM), **at,
         )  # fmt: skip
-        figure.add_vline(x=0, line={"color": plots.GRAY, "dash": "dot"}, **at)
+        line = {"color": plots.GRAY, "dash": "dot"}
+        figure.add_vline(x=0, line=line, row=at["row"], col=at["col"])  # type: ignore[arg-type]
     figure.update_layout(
         template=plots.TEMPLATE, title_text="Top images of features less random images",
         width=plots.WIDTH, height=max(plots.HEIGHT, 130 + 190 * rows), margin={"t": 90},
@@ -344,7 +344,7 @@ def widths_figure(measured: Measured) -> go.Figure:
     )  # fmt: skip
 
 
-def _line(name: str, rows: pd.DataFrame, x: str, column: str, n: int) -> Line:
+def _line(name: str, rows: Frame, x: str, column: str, n: int) -> Line:
     return Line(name=name, x=rows[x].tolist(), y=[from_draws(draws, n) for draws in rows[column]])
 
 
