@@ -13,6 +13,7 @@ import pytest
 import torch
 from image_tree import BLOCKS, D_SAE, ImageTree, loaded_sae, make_image_tree, make_sae
 from PIL import Image
+from streamlit.components.v2.component_manager import BidiComponentManager
 from streamlit.testing.v1 import AppTest
 
 from app import data, live_images, live_transport, paint_state, recipe_shelf
@@ -47,6 +48,8 @@ def page(tree, monkeypatch):
     def open_page(name: str, root: Path = tree.root, **query: str) -> AppTest:
         monkeypatch.setenv("LORGNETTE_ROOT", str(root))
         app = AppTest.from_file(str(ENTRY), default_timeout=120)
+        # Else each one looks through all installed packages for components of theirs.
+        app._bidi_component_manager = BidiComponentManager()
         for key, value in query.items():
             app.query_params[key] = value
         return app.switch_page(f"pages/{name}.py").run()
