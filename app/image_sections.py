@@ -77,7 +77,7 @@ def examples(record: data.SaeRecord, feature: int, row: dict) -> None:
         f"One square a place of the {tables.grid[0]} x {tables.grid[1]} feature map. The seed "
         "leads to the page Explore, which draws the image again."
     )
-    address = components.feature_address(record, feature)
+    address = {"sae": record.name, "f": str(feature)}
     for kind in ("top", "interval", "random"):
         chosen = [group for group in groups if group.kind == kind]
         if chosen:

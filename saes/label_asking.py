@@ -77,11 +77,9 @@ def asked_table(
     progress: bool = True,
 ) -> pd.DataFrame:
     """The table of labels that have no rule, scored through the endpoint where there is one."""
-    rows = [
-        {"feature": feature, "label": label, "method": method} for feature, label in labels.items()
-    ]
     if endpoint is None or answers is None:
-        return pd.DataFrame(rows, columns=LABELS.names)
+        return unscored_table(labels, method)
+    rows = unscored_rows(labels, method)
     others = control_pairs(sorted(labels), subject.config.seed)
 
     def ask(feature: int) -> dict[str, Any]:
@@ -101,6 +99,18 @@ def asked_table(
     for row in rows:
         row |= _verdict(subject, endpoint, row["feature"], said[row["feature"]])
     return pd.DataFrame(rows, columns=LABELS.names)
+
+
+def unscored_table(labels: Mapping[int, str], method: str) -> pd.DataFrame:
+    """The table of labels that nobody scores."""
+    return pd.DataFrame(unscored_rows(labels, method), columns=LABELS.names)
+
+
+def unscored_rows(labels: Mapping[int, str], method: str) -> list[dict[str, Any]]:
+    """A row a label, without score."""
+    return [
+        {"feature": feature, "label": label, "method": method} for feature, label in labels.items()
+    ]
 
 
 def control_pairs(features: Sequence[int], seed: int) -> dict[int, int]:

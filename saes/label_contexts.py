@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from saes.feature_queries import FeatureIndex
 from saes.label_pool import Pool
 from saes.label_rules import in_row
+from saes.label_sequences import Sequences
 from saes.label_texts import WIDTHS, Texts
 
 LEAST_SILENT = 12
@@ -47,9 +48,9 @@ TESTED_KINDS = ("random", "interval")
 
 
 class Examples:
-    """The examples of all features, as places in `Texts`."""
+    """The examples of all features, as places in `Texts` or images."""
 
-    def __init__(self, index: FeatureIndex, texts: Texts) -> None:
+    def __init__(self, index: FeatureIndex, texts: Sequences) -> None:
         names = [
             "feature",
             "kind",
@@ -134,6 +135,19 @@ class Firing:
     """Sequences of its examples for making (`make`) and for testing (`test`)."""
 
 
+def firing_of(texts: Sequences, examples: Examples, pool: Pool | None, feature: int) -> Firing:
+    """Where a feature is known to fire: in its examples' sequences and in the pool."""
+    flat, values = examples.fired(feature)
+    if pool is not None:
+        more, theirs = pool.firings.of(feature)
+        flat, values = np.concatenate([flat, more]), np.concatenate([values, theirs])
+    flat, first = np.unique(flat, return_index=True)
+    rows = np.unique(examples.rows[examples.slice(feature)])
+    tested = texts.held_out[rows]
+    sides = {"make": rows[~tested], "test": rows[tested]}
+    return Firing(feature=feature, flat=flat, values=values[first], rows=sides)
+
+
 class Cut:
     """All sequences cut into blocks of one width, with what every feature asks of them."""
 
@@ -185,16 +199,8 @@ class Sampler:
         return self._cuts[width]
 
     def firing(self, feature: int) -> Firing:
-        """Where a feature is known to fire: in its examples' sequences and in the pool."""
-        flat, values = self.examples.fired(feature)
-        if self.pool is not None:
-            more, theirs = self.pool.firings.of(feature)
-            flat, values = np.concatenate([flat, more]), np.concatenate([values, theirs])
-        flat, first = np.unique(flat, return_index=True)
-        rows = np.unique(self.examples.rows[self.examples.slice(feature)])
-        tested = self.texts.held_out[rows]
-        sides = {"make": rows[~tested], "test": rows[tested]}
-        return Firing(feature=feature, flat=flat, values=values[first], rows=sides)
+        """Where a feature is known to fire."""
+        return firing_of(self.texts, self.examples, self.pool, feature)
 
     def evidence(self, firing: Firing) -> Evidence:
         """The feature's tokens of tokens.parquet, less what its tested sequences contributed."""

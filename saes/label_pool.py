@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from probe.store import ActivationStore
-from saes.label_texts import Texts
+from saes.label_sequences import Sequences
 from saes.models import SparseAutoencoder
 
 BATCH_ROWS = 2048
@@ -25,7 +25,7 @@ class Known:
     starts: Int[np.ndarray, " features_and_1"]
     """Where each feature's firings begin."""
     flat: Int[np.ndarray, " firings"]
-    """Places of the firings in `Texts.tokens`."""
+    """Places of the firings, as `Sequences.flat` numbers them."""
     values: Float[np.ndarray, " firings"]
     """How strong they are."""
 
@@ -45,15 +45,15 @@ class Pool:
     """Where features fire in them, both sides together."""
 
 
-def draw_pool(texts: Texts, n_sequences: int) -> dict[str, Int[np.ndarray, " k"]]:
+def draw_pool(texts: Sequences, n_sequences: int) -> dict[str, Int[np.ndarray, " k"]]:
     """Rows of the sequences to encode: the first of the shuffle on each side, in order."""
-    half = texts.n // 2
-    sides = {"test": texts.order[:half], "make": texts.order[half:]}
+    tested = texts.held_out[texts.order]
+    sides = {"test": texts.order[tested], "make": texts.order[~tested]}
     return {side: np.sort(rows[:n_sequences]) for side, rows in sides.items()}
 
 
 def encode_pool(
-    texts: Texts, sae: SparseAutoencoder, store: ActivationStore, site: str, n_sequences: int
+    texts: Sequences, sae: SparseAutoencoder, store: ActivationStore, site: str, n_sequences: int
 ) -> Pool:
     """Encode the pool's sequences: `n_sequences` for making and as many for testing."""
     rows = draw_pool(texts, n_sequences)

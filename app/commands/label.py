@@ -15,11 +15,13 @@ from probe.runs import Run, find_runs, sha256_file
 from probe.store import ActivationStore
 from saes.feature_queries import FeatureIndex
 from saes.folder import load_sae
-from saes.label_asking import asked_table, endpoint_labels
+from saes.label_asking import asked_table, endpoint_labels, unscored_table
 from saes.label_endpoint import ANSWERS, Answers, Endpoint
 from saes.label_files import read_label_file
+from saes.label_images import Images, ImageSubject, image_labels
 from saes.label_pool import Pool, encode_pool
 from saes.label_schema import KIND, LabelConfig, Method, write_labels
+from saes.label_sequences import Sequences
 from saes.label_texts import Texts
 from saes.labels import Subject, offline_labels
 
@@ -40,6 +42,9 @@ class Command:
     The score is the balanced accuracy of detection: told half of a feature's active and silent
     contexts, does the label tell the other half apart? 0.5 is chance. The control is the same score
     with other features' labels. Labels from a file are scored where an endpoint is named.
+
+    Of an image model the offline labels are words of the captions of the images on which a feature
+    fires, and where in the image: '"red", "crimson" at the top left'.
 
     Example: lorgnette label artifacts/saes/smollm2-resid_post.12-topk32-4608-1a2b3c4d
 
@@ -77,6 +82,11 @@ def run(command: Command) -> Path | None:
     weights_hash(sae_run)
     index = FeatureIndex.open(newest_index(sae_run).path)
     endpoint = named_endpoint(command)
+    if index.of_images and endpoint is not None:
+        raise UserError(
+            f"{index.path} is of images, which cannot be shown to an endpoint; use --method "
+            "offline, or --method file without an endpoint."
+        )
     features = wanted_features(command, index)
     given = (
         read_label_file(command.file, index.n_features)
@@ -114,10 +124,15 @@ def label(
         return folder
     with folder.lock():
         device = resolve_device(command.device)
-        subject = make_subject(command, sae_run, index)
-        if command.method == "offline":
-            table = offline_labels(subject)
+        if index.of_images and command.method == "offline":
+            table = image_labels(make_image_subject(command, sae_run, index))
+        elif index.of_images:
+            assert given is not None, "checked before"
+            table = unscored_table(given, command.method)
+        elif command.method == "offline":
+            table = offline_labels(make_subject(command, sae_run, index))
         else:
+            subject = make_subject(command, sae_run, index)
             answers = Answers(folder.path / ANSWERS) if endpoint else None
             if given is None:
                 assert endpoint and answers, "checked before"
@@ -185,28 +200,39 @@ def make_subject(command: Command, sae_run: Run, index: FeatureIndex) -> Subject
     return Subject(index, texts, command.labels, make_pool(command, sae_run, index, texts))
 
 
-def make_pool(command: Command, sae_run: Run, index: FeatureIndex, texts: Texts) -> Pool | None:
+def make_image_subject(command: Command, sae_run: Run, index: FeatureIndex) -> ImageSubject:
+    """The same of images, whose prompts are the store's where there is a pool."""
+    prompts = None
+    if command.labels.pool_sequences:
+        prompts = labels_store(command, sae_run, index).prompts()
+    images = Images(index, command.labels.seed, prompts)
+    pool = make_pool(command, sae_run, index, images)
+    return ImageSubject(index, images, command.labels, pool)
+
+
+def make_pool(command: Command, sae_run: Run, index: FeatureIndex, texts: Sequences) -> Pool | None:
     """The pool, where one is wanted. Raises `UserError` where the store is not the index's."""
     if command.labels.pool_sequences == 0:
         return None
-    store = labels_store(command, sae_run)
+    store = labels_store(command, sae_run, index)
+    sae = load_sae(sae_run.path).to(resolve_device(command.device))
+    return encode_pool(texts, sae, store, index.run.config["site"], command.labels.pool_sequences)
+
+
+def labels_store(command: Command, sae_run: Run, index: FeatureIndex) -> ActivationStore:
+    """The index's store. Raises `UserError` where it is not there, or is another one."""
+    try:
+        store = store_of(sae_run, command.common.root, command.store)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}; or do without one: --pool-sequences 0."
+        ) from error
     if manifest_hash(store.run) != index.run.config["store"]:
         raise UserError(
             f"the index {index.path} was made from another store than {store.run.path}; name that "
             "one with --store, or do without: --pool-sequences 0."
         )
-    sae = load_sae(sae_run.path).to(resolve_device(command.device))
-    return encode_pool(texts, sae, store, index.run.config["site"], command.labels.pool_sequences)
-
-
-def labels_store(command: Command, sae_run: Run) -> ActivationStore:
-    """The index's store. Raises `UserError` where it is not there."""
-    try:
-        return store_of(sae_run, command.common.root, command.store)
-    except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}; or do without one: --pool-sequences 0."
-        ) from error
+    return store
 
 
 def dry_run_plan(command: Command, index: FeatureIndex, n: int) -> Table:
