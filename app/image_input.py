@@ -201,7 +201,9 @@ def follow_features() -> None:
     st.session_state[FEATURES] = text
     parts = text.split(",")
     if not all(part.isdecimal() and len(part) < 10 for part in parts):
-        raise UserError(f"f must be numbers of features as 3,5; the address has {text[:40]!r}.")
+        raise UserError(
+            f"the address has f={text[:40]!r} where numbers of features were wanted, as 3,5."
+        )
     st.session_state[WANTED] = tuple(dict.fromkeys(map(int, parts)))
 
 

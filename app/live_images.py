@@ -4,8 +4,9 @@ Imports the model libraries, as `app.live` does. One drawing reads every block t
 that changing the SAE costs no second one. What is kept is shared by all sessions.
 """
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import streamlit as st
@@ -16,7 +17,7 @@ from app import data
 from app.data import SaeRecord, stamp
 from app.image_input import Asked
 from app.live import load_images, shared_sae
-from probe.diffusion import DrawConfig
+from probe.diffusion import DiffusionModel, DrawConfig
 from probe.errors import UserError
 from probe.models import Dtype
 from probe.passes import read_passes
@@ -52,6 +53,9 @@ def codes(record: SaeRecord, asked: Asked) -> PlaceCodes:
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _codes(_record: SaeRecord, path: Path, changed: float, asked: Asked) -> PlaceCodes:
     site, found = site_of(_record), seen(_record, asked)
+    if site not in found.values:
+        model, _ = _model_of(_record)
+        model.block(site)  # says that there is none
     sae, x = shared_sae(path, changed), found.values[site]
     if x.shape[-1] != sae.config.d_in:
         raise UserError(
@@ -79,13 +83,18 @@ def seen(record: SaeRecord, asked: Asked) -> Seen:
     return _seen(described["spec"], seed, dtype, _sites(record), asked)
 
 
+def _model_of(record: SaeRecord) -> tuple[DiffusionModel, threading.Lock]:
+    described = record.run.config["model"]
+    seed, dtype = described.get("random_weights"), described.get("dtype", "auto")
+    return load_images(described["spec"], seed, dtype)
+
+
 def _sites(record: SaeRecord) -> tuple[str, ...]:
-    """The sites that are read together: this SAE's first, then other blocks that have one."""
+    """The sites that are read together: this SAE's, and the blocks that have others."""
     same = [one.run.config["site"] for one in data.saes_of_model(record)]
     blocks = {site for site in same if parse_site(site).kind == "block"}
-    own = record.run.config["site"]
     # In one order for the SAEs of all blocks: it is part of what the drawing is known by.
-    return tuple(sorted(blocks | {own}))
+    return tuple(sorted(blocks | {record.run.config["site"]}))
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -94,7 +103,9 @@ def _seen(
 ) -> Seen:
     model, lock = load_images(spec, random_weights, dtype)
     config = DrawConfig(**asked.draw)
-    read = [parse_site(site) for site in sites]
+    blocks = set(model.sites())
+    # A block that the model has not is for whoever asks for it: others go on.
+    read = [one for one in map(parse_site, sites) if one.kind != "block" or _update(one) in blocks]
     with lock:
         grids = {site: model.grid(site, config) for site in read}
         passes = read_passes(model, [asked.prompt], [asked.seed], config, read, draw=True)
@@ -106,3 +117,8 @@ def _seen(
         grids=grids,
         truncated=truncated,
     )
+
+
+def _update(site: Site) -> Site:
+    """The block's update, which `sites` of a model lists."""
+    return replace(site, tensor="update")

@@ -56,8 +56,9 @@ def painted_rows(state: Any, mask: Rows, version: int) -> Rows:
     if not isinstance(state, dict) or state.get("version") != version:
         return mask
     rows = state.get("rows")
-    shape = [len(row) for row in mask]
-    if not isinstance(rows, list) or [len(row) for row in rows if isinstance(row, list)] != shape:
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return mask
+    if [len(row) for row in rows] != [len(row) for row in mask]:
         return mask
     if not all(isinstance(w, int | float) and 0 <= w <= 1 for row in rows for w in row):
         return mask

@@ -46,16 +46,24 @@ def make_image_tree(folder: Path) -> ImageTree:
     )
 
 
-def make_sae(root: Path, spec: str, site: str, seed: int, width: int = WIDTH) -> Run:
+def make_sae(
+    root: Path,
+    spec: str,
+    site: str,
+    seed: int,
+    width: int = WIDTH,
+    d_sae: int = D_SAE,
+    k: int = K,
+) -> Run:
     """A random TopK SAE of a site in a complete run folder."""
     numbers = torch.Generator().manual_seed(seed)
-    W_dec = torch.nn.functional.normalize(torch.randn(D_SAE, width, generator=numbers), dim=1)
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, width, generator=numbers), dim=1)
     sae = SparseAutoencoder.from_tensors(
-        SaeConfig(d_in=width, d_sae=D_SAE, activation=TopK(k=K)),
+        SaeConfig(d_in=width, d_sae=d_sae, activation=TopK(k=k)),
         {
             "W_enc": W_dec.T.clone(),
             "W_dec": W_dec,
-            "b_enc": 0.1 * torch.randn(D_SAE, generator=numbers),
+            "b_enc": 0.1 * torch.randn(d_sae, generator=numbers),
             "b_dec": 0.1 * torch.randn(width, generator=numbers),
         },
     )
@@ -66,7 +74,7 @@ def make_sae(root: Path, spec: str, site: str, seed: int, width: int = WIDTH) ->
     run = Run.create(root / "saes", f"tiny-{site}-{width}", config)
     save_sae(sae, run.path, metadata={}, golden_x=torch.randn(8, width, generator=numbers))
     scales = FeatureScales(
-        mean=0.5 + torch.rand(D_SAE, generator=numbers), sd=torch.rand(D_SAE, generator=numbers)
+        mean=0.5 + torch.rand(d_sae, generator=numbers), sd=torch.rand(d_sae, generator=numbers)
     )
     save_scales(run.path, scales)
     run.finish(summary={}, inputs={}, seeds={}, device="cpu")

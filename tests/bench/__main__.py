@@ -6,7 +6,7 @@ from pathlib import Path
 from analyses.report import Report
 from app.commands.options import say
 from probe.runs import Run, git_commit, machine
-from tests.bench import bench_step, capture, clicks, images, index, map, steering
+from tests.bench import bench_step, capture, clicks, image_clicks, images, index, map, steering
 
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
 them; the last column is the median of the ratios within a round. Dense autograd is the same TopK
@@ -19,7 +19,8 @@ dashboard with 18,432 features, from the press of the button to the frame that s
 filter is the first, before it is cached. A feature that is added costs a vector a token, one that
 is set is read by the SAE (4,608 latents) at every token first. The map has 20,000 points. Images
 are 64 x 64 pixels, 8 at once unless said otherwise, in float32; a capture writes a whole store,
-manifest included, and one without pictures stops each drawing after the last block."""
+manifest included, and one without pictures stops each drawing after the last block. Clicks on
+images are with four SAEs of 512 features in memory, each on an image not drawn before."""
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     if clicks.CHROMIUM.exists():
         benches["clicks"] = clicks.measure
         benches["map"] = map.measure
+        benches["image_clicks"] = image_clicks.measure
     for name, measure in benches.items():
         say(f"measuring {name}")
         tables[name] = measure()
