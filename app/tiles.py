@@ -33,7 +33,8 @@ TILE_STYLE = """<style>
  background:repeating-linear-gradient(45deg,rgba(128,120,112,.18) 0 6px,transparent 6px 12px)}
 .lg-picture img{position:absolute;inset:0;width:100%;height:100%;display:block;margin:0}
 .lg-picture .lg-small,.lg-picture .lg-heat{image-rendering:pixelated}
-.lg-picture .lg-heat{opacity:var(--lg-heat,.65)}
+.lg-picture .lg-heat{opacity:var(--lg-heat,.65);backdrop-filter:grayscale(1);
+ mask-size:100% 100%;-webkit-mask-size:100% 100%}
 .lg-tile figcaption{padding:.2rem .05rem 0 .05rem}
 .lg-prompt{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;
  overflow-wrap:anywhere}
@@ -153,7 +154,9 @@ def picture_html(tile: Tile, *, scale: float, heat: bool = True) -> str:
         shown = f'<img{small} src="{tile.picture}" alt="{escaped(tile.prompt)}">'
     if heat:
         url = pixels_url(heat_pixels(tile.heat, scale, tile.known))
-        over = f'<img class="lg-heat" src="{url}" alt="heat map">'
+        # Under the map the image loses its own colours, which would mix with the map's.
+        mask = f"-webkit-mask-image:url({url});mask-image:url({url})"
+        over = f'<img class="lg-heat" src="{url}" style="{mask}" alt="heat map">'
     return f'<span class="lg-picture" style="aspect-ratio:{width}/{height}">{shown}{over}</span>'
 
 
