@@ -93,7 +93,7 @@ def images_drawn(config: Config, settings: Settings) -> dict[str, int]:
         "locality": (blocks + len(config.twins)) * block_roles_locality.n_images(settings),
         "pushes of features": blocks * block_roles_pushes.n_images(settings),
         "k and width": settings.images,
-        "four steps": 5 * min(settings.images, block_roles_sweep.MOST_IN_STEPS)
+        "four steps": 5 * block_roles_sweep.in_steps(settings)
         + blocks * in_steps * 3 * (1 + 4 * (whens - 1)),
         "transport": len(FACTORS) * 3 * block_roles_transport.n_images(settings),
     }

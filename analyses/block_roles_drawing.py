@@ -40,6 +40,10 @@ class Asked:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def repeated(self, times: int) -> "Asked":
+        """All of them, several times over."""
+        return Asked(prompts=self.prompts * times, seeds=self.seeds * times)
+
     def part(self, chosen: Sequence[int]) -> "Asked":
         """Some of them, in that order."""
         return Asked(
@@ -105,6 +109,26 @@ def changing(model: DiffusionModel, changes: Sequence[Change]) -> Iterator[None]
             made = functools.partial(make, change)
             stack.enter_context(editing(model, parse_site(change.block), made))
         yield
+
+
+def draw_each(
+    model: DiffusionModel,
+    asked: Asked,
+    changes: Sequence[Change],
+    config: DrawConfig = ONE_STEP,
+    *,
+    tick: Ticks = lambda _: None,
+) -> list[UInt8[Tensor, "b h w 3"]]:
+    """The images once with each of the changes, which are of one block and kind, in few batches."""
+    if not changes:
+        return []
+    first = changes[0]
+    alike = {(change.block, change.op, change.steps) for change in changes}
+    assert len(alike) == 1, "changes of different kinds are drawn one after another"
+    value = torch.cat([change.value.expand(len(asked), -1, -1) for change in changes])
+    together = Change(block=first.block, op=first.op, value=value, steps=first.steps)
+    drawn = draw(model, asked.repeated(len(changes)), [together], config, tick=tick)
+    return list(drawn.split(len(asked)))
 
 
 def draw_and_read(

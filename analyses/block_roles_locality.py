@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from analyses.block_roles_cells import described, kept
-from analyses.block_roles_drawing import Change, Ticks, draw, moved
+from analyses.block_roles_drawing import Change, Ticks, draw, draw_each, moved
 from analyses.block_roles_images import BlockCodes, Looked
 from analyses.block_roles_measured import Config, Settings, Subject, Tables
 from probe.toyturbo.fitting import seeded
@@ -133,35 +133,36 @@ def _of_feature(
 ) -> pd.DataFrame:
     codes, sae = looked.codes[block], subject.saes[block].sae
     asked = looked.asked.part(chosen.images.tolist())
-    before = draw(subject.model, asked, tick=tick)
     maps = codes.heat_map(chosen.feature, chosen.images)
     others = torch.stack(
-        [_other_map(codes, chosen.feature, i, generator) for i in chosen.images.tolist()]
+        [_other_map(codes, chosen.feature, image, generator) for image in chosen.images.tolist()]
     )
     directions = controls(sae.W_dec.detach().cpu(), codes.living(), chosen.feature, generator)
     mean = float(codes.means()[chosen.feature])
+    tried = [
+        (op, amount, kind, Change(block=block, op="add", value=change[..., None] * direction))
+        for op, amount, change in amounts(maps.flatten(1), mean, settings)
+        for kind, direction in directions.items()
+    ]
+    before = draw(subject.model, asked, tick=tick)
+    drawn = draw_each(subject.model, asked, [change for *_, change in tried], tick=tick)
     frames = []
-    for op, amount, change in amounts(maps.flatten(1), mean, settings):
-        for kind, direction in directions.items():
-            value = change[..., None] * direction
-            after = draw(
-                subject.model, asked, [Change(block=block, op="add", value=value)], tick=tick
+    for (op, amount, kind, _), after in zip(tried, drawn, strict=True):
+        pixel = moved(after, before)
+        inside, outside = split_means(pixel, maps > 0)
+        there, not_there = split_means(pixel, others > 0)
+        if kind != "feature":
+            there = not_there = torch.full_like(inside, torch.nan)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "feature": chosen.feature, "image": chosen.images.numpy(), "op": op,
+                    "amount": amount, "kind": kind, "inside": inside.numpy(),
+                    "outside": outside.numpy(), "inside_elsewhere": there.numpy(),
+                    "outside_elsewhere": not_there.numpy(),
+                }
             )
-            pixel = moved(after, before)
-            inside, outside = split_means(pixel, maps > 0)
-            elsewhere = split_means(pixel, others > 0) if kind == "feature" else None
-            nothing = torch.full_like(inside, torch.nan)
-            there, not_there = elsewhere or (nothing, nothing)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "feature": chosen.feature, "image": chosen.images.numpy(), "op": op,
-                        "amount": amount, "kind": kind, "inside": inside.numpy(),
-                        "outside": outside.numpy(), "inside_elsewhere": there.numpy(),
-                        "outside_elsewhere": not_there.numpy(),
-                    }
-                )
-            )  # fmt: skip
+        )  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from analyses.block_roles_cells import described, kept
-from analyses.block_roles_drawing import Asked, Change, Ticks, draw, moved, pixels
+from analyses.block_roles_drawing import Asked, Change, Ticks, draw, draw_each, moved, pixels
 from analyses.block_roles_images import FIRST_SEED, Looked, quarter_of
 from analyses.block_roles_locality import KINDS, controls, split_means
 from analyses.block_roles_measured import ONE_STEP, OUTCOMES, Config, Settings, Subject, Tables
@@ -231,19 +231,25 @@ class Pusher:
         codes, sae = self.looked.codes[self.block], self.subject.saes[self.block].sae
         scene = scene_without(push, self.n, self.seed, codes.grid)
         config, steps = WHENS[when]
-        before = draw(self.subject.model, scene.asked, config=config, tick=self.tick)
         generator = seeded(self.seed, STREAM, push.feature, *map(ord, push.value))
         directions = controls(sae.W_dec.detach().cpu(), codes.living(), push.feature, generator)
+        tried = [(dose, kind) for dose in self.doses for kind in self.kinds]
+        changes = [
+            Change(
+                block=self.block, op="add", steps=steps,
+                value=dose * mean * scene.where[..., None] * directions[kind],
+            )
+            for dose, kind in tried
+        ]  # fmt: skip
+        model = self.subject.model
+        before = draw(model, scene.asked, config=config, tick=self.tick)
+        drawn = draw_each(model, scene.asked, changes, config, tick=self.tick)
         frames, shown = [], [_image(push, 0.0, before)]
-        for dose in self.doses:
-            for kind in self.kinds:
-                value = dose * mean * scene.where[..., None] * directions[kind]
-                change = Change(block=self.block, op="add", value=value, steps=steps)
-                after = draw(self.subject.model, scene.asked, [change], config, tick=self.tick)
-                row = {"value": push.value, "feature": push.feature, "dose": dose, "kind": kind}
-                frames.append(self._compared(push, scene, before, after).assign(**row, when=when))
-                if kind == KINDS[0]:
-                    shown.append(_image(push, dose, after))
+        for (dose, kind), after in zip(tried, drawn, strict=True):
+            row = {"value": push.value, "feature": push.feature, "dose": dose, "kind": kind}
+            frames.append(self._compared(push, scene, before, after).assign(**row, when=when))
+            if kind == KINDS[0]:
+                shown.append(_image(push, dose, after))
         return pd.concat(frames, ignore_index=True), shown
 
     def _compared(

@@ -6,7 +6,8 @@
   (`analyses.block_roles_probes`).
 - `steps`: the study's own SAEs on the updates of each of four steps, beside one.
 
-Table `widths`: block, sae, k (active features a place), d_sae, explained_by_channel (mean over
+Table `widths`: block, sae, k (the features that may be active at a place; where nothing limits
+them, their mean number), active (their mean number), d_sae, explained_by_channel (mean over
 channels of 1 - Var(x - xhat) / Var(x)), and lists of a number and its resamples (of images):
 explained, owned. Table `steps`: block, steps, step, and such a list: explained.
 """
@@ -31,6 +32,7 @@ from probe.diffusion import DrawConfig
 from probe.passes import common_grid, read_passes
 from probe.sites import parse_site
 from probe.toyturbo.world import FACTORS, Scenes
+from saes.activations import most_active
 from saes.metrics import FidelityMeter, resampling_weights
 from saes.models import SparseAutoencoder
 from saes.recipe_saes import LoadedSae
@@ -125,7 +127,9 @@ def measure_widths(
         measured = reader.meter.metrics()
         rows.append(
             {
-                "block": reader.block, "sae": name, "k": measured["l0"],
+                "block": reader.block, "sae": name,
+                "k": most_active(reader.sae.config.activation) or round(measured["l0"]),
+                "active": measured["l0"],
                 "d_sae": reader.sae.config.d_sae,
                 "explained_by_channel": measured["explained_variance"],
                 "explained": reader.explained(config.seed),
@@ -137,11 +141,16 @@ def measure_widths(
 
 def steps(subject: Subject, config: Config, settings: Settings, root: Path, tick: Ticks) -> Tables:
     """The table `steps`, or that kept."""
-    n, known = min(settings.images, MOST_IN_STEPS), subject.reader is not None
+    n, known = in_steps(settings), subject.reader is not None
     asked = described(STEPS, subject) | {
         "images": n, "seed": config.seed, "prompts": None if known else config.prompts,
     }  # fmt: skip
     return kept(root, asked, lambda: measure_steps(subject, config, n, tick))
+
+
+def in_steps(settings: Settings) -> int:
+    """How many images are drawn in four steps."""
+    return min(settings.images, MOST_IN_STEPS)
 
 
 def measure_steps(subject: Subject, config: Config, n: int, tick: Ticks) -> Tables:

@@ -94,6 +94,11 @@ STUDIES = (
         module="analyses.directions",
         line="one direction for a difference between prompts: separates, necessary, sufficient?",
     ),
+    Study(
+        name="block-roles",
+        module="analyses.block_roles",
+        line="what each block of an image model does: predicts, causes, stands for; transport",
+    ),
 )
 """Every study there is, in the order in which they are listed."""
 

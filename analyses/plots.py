@@ -218,8 +218,8 @@ def points(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Figure
             text=[p.name for p in members], mode="markers+text", textposition="top right",
             textfont={"size": 12, "color": colour},
             marker={"symbol": MARKERS[place % len(MARKERS)], "size": 11, "color": colour},
-            error_x=_errors([p.x for p in members], colour),
-            error_y=_errors([p.y for p in members], colour),
+            error_x=errors([p.x for p in members], colour),
+            error_y=errors([p.y for p in members], colour),
             hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}",
         )  # fmt: skip
     _dress(figure, title, x, y)
@@ -237,7 +237,7 @@ def bars(measured: Mapping[str, Estimate], *, title: str, x: Axis) -> go.Figure:
         go.Bar(
             x=[e.value for e in estimates], y=list(measured), orientation="h",
             marker={"color": PLUM, "line": {"width": 0}},
-            error_x=_errors(estimates, INK),
+            error_x=errors(estimates, INK),
             customdata=[_interval_text(e) for e in estimates],
             hovertemplate="%{y}: %{x:.4g} %{customdata}<extra></extra>",
         )
@@ -368,7 +368,8 @@ def _dress(figure: go.Figure, title: str, x: Axis, y: Axis) -> None:
             update(tickvals=list(axis.ticks), ticktext=[f"{tick:g}" for tick in axis.ticks])
 
 
-def _errors(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
+def errors(estimates: Sequence[Estimate], colour: str) -> dict[str, object]:
+    """The intervals as plotly's `error_x` or `error_y`."""
     return {
         "type": "data",
         "symmetric": False,

@@ -88,27 +88,35 @@ def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecor
         The choice; None where there is nothing to choose from, and the page then says what to run.
     """
     every = {record.name: record for record in data.sae_records()}
-    asked = st.query_params.get("sae") or st.session_state.get("chosen_sae")
+    asked = elsewhere(of_images)
     records = {n: r for n, r in every.items() if of_images in (None, r.of_images)}
-    if asked in every and asked not in records:
-        elsewhere(every[asked])
     if asked in records and indexed and records[asked].index is None:
         no_index(records[asked])
     offered = [name for name, record in records.items() if record.index or not indexed]
     if not offered:
         if asked not in records:
-            no_sae(list(records.values()), of_images=bool(of_images))
+            no_sae(list(records.values()), of_images=of_images)
         return None
     if "sae" in st.query_params and asked not in every:
         data.sae_record(st.query_params["sae"])
-    st.session_state["sae_choice"] = asked if asked in offered else offered[0]
+    # An SAE of the other kind stays chosen until one is chosen here: this page then has its own.
+    key = "chosen_sae" if asked in records or asked not in every else f"chosen_sae_{of_images}"
+    start = asked if asked in offered else st.session_state.get(key)
+    st.session_state["sae_choice"] = start if start in offered else offered[0]
     name = st.selectbox("SAE", offered, key="sae_choice", on_change=_remember_sae, width=440)
-    st.session_state["chosen_sae"] = name
+    st.session_state[key] = name
     return records[name]
 
 
-def elsewhere(record: data.SaeRecord) -> None:
-    """Say that an SAE is of the other kind of model, and which pages are for it."""
+def elsewhere(of_images: bool | None) -> str | None:
+    """The name of the SAE that the address names, or that was last chosen.
+
+    Where it is of the other kind of model than the page is for, say so, and which pages are.
+    """
+    asked = st.query_params.get("sae") or st.session_state.get("chosen_sae")
+    record = next((one for one in data.sae_records() if one.name == asked), None)
+    if record is None or of_images in (None, record.of_images):
+        return asked
     kind, pages = (
         ("an image", {"explore": "Explore", "paint": "Paint"})
         if record.of_images
@@ -123,6 +131,7 @@ def elsewhere(record: data.SaeRecord) -> None:
                 f"pages/{name}.py", label=f":primary[{title}]", icon="",
                 query_params={"sae": record.name},
             )  # fmt: skip
+    return asked
 
 
 def _remember_sae() -> None:
@@ -130,8 +139,8 @@ def _remember_sae() -> None:
     st.query_params["sae"] = st.session_state["sae_choice"]
 
 
-def no_sae(records: list[data.SaeRecord], *, of_images: bool = False) -> None:
-    """What to run where there is no SAE, or none with an index."""
+def no_sae(records: list[data.SaeRecord], *, of_images: bool | None = None) -> None:
+    """What to run where there is no SAE (of one kind of model), or none with an index."""
     if records:
         no_index(records[0])
     elif of_images:
@@ -142,8 +151,9 @@ def no_sae(records: list[data.SaeRecord], *, of_images: bool = False) -> None:
             'lorgnette index "$sae"',
         )
     else:
+        which = "" if of_images is None else " of a language model"
         empty(
-            "There is no sparse autoencoder yet. Make one, with everything it needs, by:",
+            f"There is no sparse autoencoder{which} yet. Make one, with everything it needs, by:",
             "lorgnette demo        # or: make demo",
         )
 

@@ -4,10 +4,20 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 import streamlit as st
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from app import components, data, dose_strip, image_input, image_views, live_images, views
+from app import (
+    components,
+    data,
+    dose_strip,
+    image_input,
+    image_sections,
+    image_views,
+    live_images,
+    tiles,
+    views,
+)
 from app.data import SaeRecord
 from app.drawings import png, slug
 from app.image_input import FEATURES, WANTED, Asked
@@ -35,14 +45,13 @@ def image_and_features(record: SaeRecord, asked: Asked) -> None:
         step = _step(asked)
         chosen = _table(record, asked, codes, step)
     with left:
-        opacity = st.session_state.get("explore_opacity", 0.6)
-        _maps(record, asked, codes, chosen, step, opacity)
-        st.slider("Opacity of the map", 0.0, 1.0, 0.6, 0.05, key="explore_opacity")
+        _maps(record, asked, codes, chosen, step)
+        opacity = image_sections.heat_controls()
         _downloads(record, asked, codes, chosen, step, opacity)
     if chosen:
         fires = (codes.heat_map(chosen[0]).amax(0) > 0).float()
         dose_strip.of_feature(record, chosen[0], asked, fires)
-    _blocks(record, asked, step, opacity)
+    _blocks(record, asked, step)
 
 
 def _step(asked: Asked) -> int | None:
@@ -170,17 +179,12 @@ def feature_rows(
 
 
 def _maps(
-    record: SaeRecord,
-    asked: Asked,
-    codes: PlaceCodes,
-    chosen: Sequence[int],
-    step: int | None,
-    opacity: float,
+    record: SaeRecord, asked: Asked, codes: PlaceCodes, chosen: Sequence[int], step: int | None
 ) -> None:
     """The image under the map of each chosen feature; alone where none is chosen."""
     assert codes.image is not None, "codes on a page come with their image"
     if not chosen:
-        st.image(png(image_views.enlarged(codes.image)), width="stretch", alt=asked.prompt)
+        st.html(_layers(codes.image, None, asked.prompt))
         st.caption("Tick a row of the table to see where the feature fires.")
         return
     across = 1 if len(chosen) == 1 else 2
@@ -188,22 +192,21 @@ def _maps(
     for place, feature in enumerate(chosen):
         with columns[place % across]:
             values = heat(codes, feature, step)
-            shown = image_views.overlay(codes.image, values, opacity=opacity)
-            st.image(
-                png(shown), width="stretch",
-                alt=f"Where feature {feature} fires on the image of: {asked.prompt}",
-            )  # fmt: skip
-            st.html(_scale(float(values.max())))
+            st.html(_layers(codes.image, values, asked.prompt))
+            whose = f"feature {feature} on this image"
+            st.html(tiles.heat_scale_html(float(values.max()), whose=whose))
             with st.container(horizontal=True):
                 components.feature_link(record, feature)
                 paint_link(record, feature, asked)
 
 
-def _scale(top: float) -> str:
-    return (
-        '<span class="lg-muted">0<span class="lg-scale" '
-        f'style="background:{image_views.gradient()}"></span>{views.number(top)}</span>'
-    )
+def _layers(image: UInt8[Tensor, "h w 3"], values: Float[Tensor, "gh gw"] | None, alt: str) -> str:
+    """An image and a map over it, as HTML."""
+    height, width, _ = image.shape
+    pixels = None
+    if values is not None:
+        pixels = tiles.heat_pixels(values.numpy(), float(values.max()))
+    return tiles.layered_html(image_views.data_url(image), pixels, size=(height, width), alt=alt)
 
 
 def paint_link(record: SaeRecord, feature: int, asked: Asked) -> None:
@@ -248,7 +251,7 @@ def _downloads(
 # ------------------------------------------------------------------------------------- all blocks
 
 
-def _blocks(record: SaeRecord, asked: Asked, step: int | None, opacity: float) -> None:
+def _blocks(record: SaeRecord, asked: Asked, step: int | None) -> None:
     """One SAE of each block side by side: where its strongest feature fires, and which follow."""
     same = data.saes_of_model(record)
     if len({one.run.config["site"] for one in same}) < 2:
@@ -266,10 +269,10 @@ def _blocks(record: SaeRecord, asked: Asked, step: int | None, opacity: float) -
         return
     for column, name in zip(st.columns(len(chosen)), chosen, strict=True):
         with column, components.one_sentence_errors():
-            _block(names[name], asked, step, opacity)
+            _block(names[name], asked, step)
 
 
-def _block(record: SaeRecord, asked: Asked, step: int | None, opacity: float) -> None:
+def _block(record: SaeRecord, asked: Asked, step: int | None) -> None:
     codes = live_images.codes(record, asked)
     strongest = codes.strongest(NAMED, step)
     st.markdown(f"**{record.run.config['site']}**")
@@ -277,8 +280,7 @@ def _block(record: SaeRecord, asked: Asked, step: int | None, opacity: float) ->
         st.caption("No feature fires on this image.")
         return
     first = int(strongest["feature"].iloc[0])
-    shown = image_views.overlay(codes.image, heat(codes, first, step), opacity=opacity, pixels=256)
-    st.image(png(shown), width="stretch", alt=f"Where its feature {first} fires")
+    st.html(_layers(codes.image, heat(codes, first, step), f"Where feature {first} fires"))
     st.caption(record.name)
     names = data.labels(record)
     for row in strongest.to_dict("records"):

@@ -4,6 +4,9 @@ The recipe is `saes.recipe_making.icon_recipe` (Surkov et al. 2024, 2410.22366);
 runs it and keeps what it drew.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from app import data
 from app.tiles import pixels_url
 from probe.runs import read_json
@@ -23,17 +26,33 @@ def icons(record: data.SaeRecord, feature: int) -> dict[float, tuple[str, int, i
 
     Raises `UserError` where the model is not there or the feature never fires.
     """
+    tables = data.feature_index(record).images
+    height, width = tables.image_size
+    draw = {
+        "steps": tables.n_steps, "guidance": tables.guidance, "height": height, "width": width,
+    }  # fmt: skip
+    return {gamma: icon(record, feature, draw, gamma) for gamma in GAMMAS}
+
+
+def icon(
+    record: data.SaeRecord, feature: int, draw: Mapping[str, Any], gamma: float = 1.0
+) -> tuple[str, int, int]:
+    """A feature's icon at one strength: its address, height and width.
+
+    Args:
+        record: the SAE.
+        feature: the feature.
+        draw: how to draw, as a recipe says it.
+        gamma: times what the block usually says.
+
+    Raises `UserError` where the model is not there, the SAE has no fixed k, or nobody knows how
+    strongly the feature fires.
+    """
     from app import live_steering
     from probe.diffusion import DrawConfig
     from saes.recipe_making import icon_recipe
     from saes.recipes import to_json
 
-    tables = data.feature_index(record).images
-    height, width = tables.image_size
-    draw = DrawConfig(steps=tables.n_steps, guidance=tables.guidance, height=height, width=width)
-    document = to_json(icon_recipe(record.run, feature, draw=draw, seeds=(SEED,)))
-    found = {}
-    for gamma in GAMMAS:
-        drawn = live_steering.drawn(document, None, "", SEED, times=gamma).after[0]
-        found[gamma] = (pixels_url(drawn.numpy()), drawn.shape[0], drawn.shape[1])
-    return found
+    recipe = icon_recipe(record.run, feature, draw=DrawConfig(**draw), seeds=(SEED,))
+    drawn = live_steering.drawn(to_json(recipe), None, "", SEED, times=gamma).after[0]
+    return pixels_url(drawn.numpy()), drawn.shape[0], drawn.shape[1]

@@ -5,7 +5,8 @@ Pages share it: a prompt that was drawn on one is there on the next. The address
 """
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +117,16 @@ def _guidance(text: str) -> float:
 # ---------------------------------------------------------------------------------------- the form
 
 
-def asked(record: data.SaeRecord) -> Asked | None:
-    """The form, and what a person last asked to have drawn; None where nothing was yet."""
+def asked(
+    record: data.SaeRecord, *, label: str = "Prompt", surprise: Callable[[], str] | None = None
+) -> Asked | None:
+    """The form, and what a person last asked to have drawn; None where nothing was yet.
+
+    Args:
+        record: an SAE of the model that draws.
+        label: what the prompt is called.
+        surprise: gives another prompt where a person wants one; None for any of the model's.
+    """
     _follow_address()
     if (wanted := st.session_state.pop(NEXT, None)) is not None:
         st.session_state[ASKED] = wanted
@@ -125,7 +134,7 @@ def asked(record: data.SaeRecord) -> Asked | None:
     if "image_prompt" not in st.session_state:
         _put(st.session_state.get(ASKED) or Asked(prompt=example(record)))
     row = st.columns([10, 3, 2, 2, 2], vertical_alignment="bottom")
-    row[0].text_input("Prompt", key="image_prompt", on_change=_draw, persist_state="session")
+    row[0].text_input(label, key="image_prompt", on_change=_draw, persist_state="session")
     row[1].number_input(
         "Seed", 0, MOST_SEED, key="image_seed", persist_state="session",
         help="The noise that the image begins from.",
@@ -142,7 +151,8 @@ def asked(record: data.SaeRecord) -> Asked | None:
     row[4].button("Draw", type="primary", on_click=_draw, icon=":material/brush:")
     with st.container(horizontal=True):
         st.button(
-            "Surprise me", on_click=_surprise, args=(record,), icon=":material/casino:",
+            "Surprise me", on_click=_surprise, args=(surprise or (lambda: any_prompt(record)),),
+            icon=":material/casino:",
             type="tertiary", help="Another prompt and another seed.",
         )  # fmt: skip
         st.button(
@@ -180,8 +190,11 @@ def show_address(found: Asked) -> None:
 def follow_features() -> None:
     """Take over the features that the address names (`?f=3,5`), once each time it changes.
 
-    Raises `UserError` where it names none.
+    Other pages name one as `feature`. Raises `UserError` where there is something else.
     """
+    if "feature" in st.query_params:
+        st.query_params["f"] = st.query_params["feature"]
+        del st.query_params["feature"]
     text = st.query_params.get("f")
     if not text or text == st.session_state.get(FEATURES):
         return
@@ -235,16 +248,16 @@ def _next_seed() -> None:
     _draw()
 
 
-def _surprise(record: data.SaeRecord) -> None:
-    import numpy as np
-
-    numbers = np.random.default_rng()
-    if data.builtin_prompts(record):
-        from probe.toyturbo.briefs import captions
-
-        prompt = next(captions(int(numbers.integers(2**31))))
-    else:
-        prompt = str(numbers.choice(EXAMPLES))
-    st.session_state["image_prompt"] = prompt
-    st.session_state["image_seed"] = int(numbers.integers(1000))
+def _surprise(prompt: Callable[[], str]) -> None:
+    st.session_state["image_prompt"] = prompt()
+    st.session_state["image_seed"] = random.randrange(1000)
     _draw()
+
+
+def any_prompt(record: data.SaeRecord) -> str:
+    """A prompt that the model knows what to do with: of toy-turbo's world, or a picture's."""
+    if not data.builtin_prompts(record):
+        return random.choice(EXAMPLES)
+    from probe.toyturbo.briefs import captions
+
+    return next(captions(random.randrange(2**31)))

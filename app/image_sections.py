@@ -85,15 +85,17 @@ def examples(record: data.SaeRecord, feature: int, row: dict) -> None:
             st.html(tiles.tile_groups_html(chosen, scale=row["max"], explore=address))
 
 
-def heat_controls() -> None:
-    """Whether heat maps are shown, and how opaque."""
+def heat_controls() -> float:
+    """Whether heat maps are shown, and how opaque; gives the opacity, 0 where they are not."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.toggle("Heat map", value=True, key="heat", help="Where the feature fires.")
         opacity = st.slider(
             "Opacity of the heat map", 0.0, 1.0, OPACITY, 0.05, key="heat_opacity", width=240,
             disabled=not shown,
         )  # fmt: skip
-    st.html(tiles.heat_style(opacity if shown else 0.0))
+    opacity = opacity if shown else 0.0
+    st.html(tiles.heat_style(opacity))
+    return opacity
 
 
 def gallery(record: data.SaeRecord, rows: pd.DataFrame) -> None:

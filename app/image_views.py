@@ -1,24 +1,17 @@
-"""Images and heat maps as PNG files; knows nothing of Streamlit. Imports torch: used inside pages.
+"""Images and heat maps as pictures to keep: what `app.tiles` shows in layers, as one. With torch.
 
 A heat map has the feature map's own resolution and is enlarged by whole places (nearest
 neighbour), so that nothing is shown that was not measured. Places where nothing fires are clear.
 """
 
-import base64
-import functools
-
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from plotly.colors import sample_colorscale
 from torch import Tensor
 from torch.nn import functional
 
-from app.drawings import png
+from app import tiles
+from probe.pictures import encode
 
-SCALE = "Inferno"
-DARKEST = 0.15
-"""Where the colour scale begins: below, it is as dark as many an image."""
 SHOWN = 512
 """Pixels that an image's longest side is shown at, about."""
 
@@ -33,61 +26,41 @@ def overlay(
     picture: UInt8[Tensor, "h w 3"],
     heat: Float[Tensor, "gh gw"],
     *,
-    opacity: float = 0.6,
-    top: float | None = None,
+    opacity: float,
     pixels: int = SHOWN,
 ) -> UInt8[Tensor, "H W 3"]:
-    """A picture under a heat map.
+    """A picture under a heat map, whose largest number has the brightest colour.
 
     Args:
         picture: red, green and blue.
         heat: how strongly something fires at each place; clear where that is 0 or less.
         opacity: of the map, from 0 to 1.
-        top: the number that the end of the colour scale means; the map's largest where None.
         pixels: about how large to make it.
     """
     ground = enlarged(picture, pixels)
+    places = torch.from_numpy(tiles.heat_pixels(heat.numpy(), float(heat.max())))
     size = (ground.shape[0], ground.shape[1])
-    values = functional.interpolate(heat[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-    top = float(heat.max()) if top is None else top
-    share = (values / top).clamp(0, 1) if top > 0 else torch.zeros_like(values)
-    colours = _colours()[(share * 255).round().long()]
-    weight = opacity * (values > 0)[..., None].float()
-    # Under the map the image loses its own colours, which would mix with the map's.
-    grey = ground.float().mean(-1, keepdim=True)
-    ground = ground * (1 - weight) + grey * weight
-    return (ground * (1 - weight) + colours * weight).round().to(torch.uint8)
+    over = functional.interpolate(
+        places.permute(2, 0, 1)[None].float(), size=size, mode="nearest-exact"
+    )[0].permute(1, 2, 0)
+    weight = opacity * over[..., 3:] / 255
+    return (ground * (1 - weight) + over[..., :3] * weight).round().to(torch.uint8)
 
 
 def change(
     before: UInt8[Tensor, "h w 3"], after: UInt8[Tensor, "h w 3"]
 ) -> tuple[UInt8[Tensor, "h w 3"], float]:
-    """How far each pixel moved, as a picture from black to the largest; and that largest.
+    """How far each pixel moved, as a picture from dark to the largest; and that largest.
 
     The mean over channels of |after - before|, in levels of 0 to 255.
     """
     moved = (after.double() - before.double()).abs().mean(-1)
     top = float(moved.max())
     level = moved / top if top > 0 else moved
-    ramp = _colours(0.0)[(level * 255).round().long()]
-    return ramp.to(torch.uint8), top
-
-
-@functools.cache
-def _colours(start: float = DARKEST) -> Float[Tensor, "256 3"]:
-    """The colour scale, 256 steps of it."""
-    points = np.linspace(start, 1, 256).tolist()
-    return torch.tensor(sample_colorscale(SCALE, points, colortype="tuple")) * 255
-
-
-def gradient(start: float = DARKEST) -> str:
-    """The colour scale as CSS, from left to right."""
-    stops = ",".join(
-        f"rgb({red:.0f},{green:.0f},{blue:.0f})" for red, green, blue in _colours(start)[::32]
-    )
-    return f"linear-gradient(90deg,{stops})"
+    return torch.from_numpy(tiles.colours())[(level * 255).round().long()], top
 
 
 def data_url(picture: UInt8[Tensor, "h w 3"]) -> str:
-    """A picture as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+    """A picture as an address that holds it; a large one with the small losses of JPEG."""
+    kind, encoded = encode(picture)
+    return tiles.picture_url(encoded, kind, largest=2 * SHOWN)

@@ -10,12 +10,14 @@ from app import (
     components,
     data,
     dose_strip,
+    feature_icon,
     image_views,
     live_images,
     live_steering,
     paint_layers,
     paint_state,
     recipe_shelf,
+    tiles,
     views,
 )
 from app.data import SaeRecord
@@ -25,12 +27,8 @@ from app.mask_canvas import Rows, mask_canvas, rectangle
 from app.paint_layers import MOST, Document
 from app.paint_state import FOLDER, LAYER, RECIPE, ROUND
 from app.recipe_editor import UNITS
-from probe.diffusion import DrawConfig
 from probe.errors import UserError
-from saes.drawing import Drawn
-from saes.recipe_making import icon_recipe
 from saes.recipe_saes import feature_size
-from saes.recipes import to_json
 
 RESULT, VERSION = "paint_result", "paint_version"
 ROWS = {
@@ -131,7 +129,7 @@ def _layer(
         _strength(edit, brush, key)
         _when(edit, asked, key)
     with picture:
-        _icon(brush, feature)
+        _icon(brush, feature, asked)
     return brush
 
 
@@ -200,7 +198,7 @@ def _when(edit: Document, asked: Asked, key: str) -> None:
         edit.pop("rows", None)
 
 
-def _icon(brush: SaeRecord, feature: int) -> None:
+def _icon(brush: SaeRecord, feature: int, asked: Asked) -> None:
     """What the feature stands for: nothing asked for, and the block says the feature alone."""
     if not st.toggle("Icon", value=True, key="paint_icon", help=(
         "The empty prompt, with the block's update replaced by the feature: its mean times the "
@@ -210,26 +208,14 @@ def _icon(brush: SaeRecord, feature: int) -> None:
     if _no_size(brush, feature):
         return
     try:
-        drawn = icon(brush, feature)
+        url, height, width = feature_icon.icon(brush, feature, asked.draw)
     except UserError as error:
         st.caption(views.markdown(str(error)))
         return
-    st.image(
-        png(image_views.enlarged(drawn.after[0], 128), pixels=128), width=110,
-        alt=f"Icon of feature {feature}",
-    )  # fmt: skip
-    names = data.labels(brush)
-    if label := names.get(feature):
+    shown = tiles.layered_html(url, None, size=(height, width), alt=f"icon of feature {feature}")
+    st.html(f'<div style="max-width:7rem">{shown}</div>')
+    if label := data.labels(brush).get(feature):
         st.caption(views.markdown(label))
-
-
-def icon(brush: SaeRecord, feature: int) -> Drawn:
-    """The empty prompt before, and after the block's update is the feature alone.
-
-    Raises as `icon_recipe` and `live_steering.drawing_of` do.
-    """
-    recipe = icon_recipe(brush.run, feature, draw=DrawConfig())
-    return live_steering.drawn(to_json(recipe), None, recipe.prompts[0], recipe.seeds[0])
 
 
 def layer_table(document: Document) -> pd.DataFrame:

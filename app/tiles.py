@@ -147,17 +147,39 @@ def _url(kind: str, data: bytes) -> str:
 
 def picture_html(tile: Tile, *, scale: float, heat: bool = True) -> str:
     """The image with its heat map over it; `scale` is the activation of the brightest colour."""
-    height, width = tile.size
-    small = ' class="lg-small"' if max(tile.size) < LARGEST else ""
+    pixels = heat_pixels(tile.heat, scale, tile.known) if heat else None
+    return layered_html(tile.picture, pixels, size=tile.size, alt=tile.prompt)
+
+
+def layered_html(
+    picture: str,
+    heat: UInt8[np.ndarray, "h w 4"] | None,
+    *,
+    size: tuple[int, int],
+    alt: str,
+    classes: str = "",
+) -> str:
+    """A picture with a heat map over it.
+
+    Args:
+        picture: its address; empty where there is none.
+        heat: a pixel a place, as `heat_pixels` gives; None for no map.
+        size: height and width of the image in pixels.
+        alt: what the picture is of.
+        classes: further classes of the whole.
+    """
+    height, width = size
+    small = ' class="lg-small"' if max(size) < LARGEST else ""
     shown = over = ""
-    if tile.picture:
-        shown = f'<img{small} src="{tile.picture}" alt="{escaped(tile.prompt)}">'
-    if heat:
-        url = pixels_url(heat_pixels(tile.heat, scale, tile.known))
+    if picture:
+        shown = f'<img{small} src="{picture}" alt="{escaped(alt)}">'
+    if heat is not None:
+        url = pixels_url(heat)
         # Under the map the image loses its own colours, which would mix with the map's.
         mask = f"-webkit-mask-image:url({url});mask-image:url({url})"
         over = f'<img class="lg-heat" src="{url}" style="{mask}" alt="heat map">'
-    return f'<span class="lg-picture" style="aspect-ratio:{width}/{height}">{shown}{over}</span>'
+    classes = f"lg-picture {classes}".strip()
+    return f'<span class="{classes}" style="aspect-ratio:{width}/{height}">{shown}{over}</span>'
 
 
 def tile_html(tile: Tile, *, scale: float, explore: Mapping[str, str] | None) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -110,26 +111,83 @@ def transport_recipe(
     Raises `UserError` where k is too large, a mask is empty or of another aspect, or nothing fires
     in it.
     """
-    keys = {parse_site(one.site): key for key, one in saes.items()}
-    readers = {site: Reader(saes[key].sae) for site, key in keys.items()}
-    sides = []
-    for prompt, mask in ((pair.source, pair.source_mask), (pair.target, pair.target_mask)):
-        values = _read(model, prompt, pair, list(keys))
-        codes = {site: readers[site].codes(x).dense(readers[site].sae.config.d_sae)
-                 for site, x in values.items()}  # fmt: skip
-        sides.append({site: _in_mask(x, model, site, mask, pair.draw) for site, x in codes.items()})
-    chosen = choose(sides[0], sides[1], k=k, aggregate=aggregate)
+    source, target = _codes(model, saes, pair)
+    return recipe_of_features(
+        model, saes, pair, choose(source, target, k=k, aggregate=aggregate), m=m, removal=removal,
+        balanced=balanced, only_add=only_add, what=f"features, k {k}, m {m:g}",
+    )  # fmt: skip
+
+
+def recipe_of_features(
+    model: DiffusionModel,
+    saes: Mapping[str, LoadedSae],
+    pair: Pair,
+    chosen: Chosen,
+    *,
+    m: float = 1.0,
+    removal: Removal = "running",
+    balanced: bool = False,
+    only_add: bool = False,
+    what: str = "chosen features",
+) -> Recipe:
+    """The recipe that transports features which somebody chose; the rest as `transport_recipe`.
+
+    Args:
+        model: the image model.
+        saes: an SAE for each block, by the key that the recipe names it by.
+        pair: the prompts.
+        chosen: the features, of any number.
+        m: how many times.
+        removal: whose codes are removed.
+        balanced: as in `transport_recipe`.
+        only_add: remove nothing.
+        what: what is transported, for the recipe's name.
+
+    Raises `UserError` where nothing is chosen.
+    """
     edits: list[RecipeEdit] = []
-    for site, key in keys.items():
-        added, removed = chosen.added[site], () if only_add else chosen.removed[site]
+    for site, key in _keys(saes).items():
+        added = chosen.added.get(site, ())
+        removed = () if only_add else chosen.removed.get(site, ())
         norms = saes[key].sae.W_dec.norm(dim=1)
         ratio = norms[list(added)].sum() / norms[list(removed)].sum() if balanced else 1.0
         edits += _edits(
             pair, str(site), Features(features=added, sae=key), Features(features=removed, sae=key),
             m=m, removed_m=m * float(ratio), removal=removal,
         )  # fmt: skip
+    if not edits:
+        raise UserError("there is nothing to transport; choose a feature to add or to remove.")
     named = {key: sae_reference(one.run) for key, one in saes.items()}
-    return _recipe(model, pair, f"features, k {k}, m {m:g}", edits, named)
+    return _recipe(model, pair, what, edits, named)
+
+
+def feature_scores(
+    model: DiffusionModel,
+    saes: Mapping[str, LoadedSae],
+    pair: Pair,
+    *,
+    aggregate: Aggregate = "first",
+) -> pd.DataFrame:
+    """What `transport_recipe` chooses by: every feature of the blocks, the largest score first.
+
+    Columns `site`, `feature`, `source` and `target` (its mean in the mask as a share of the sum of
+    all means) and `score`, their difference. The k to add are the first k rows, the k to remove the
+    last k from the end. Raises as `transport_recipe` does.
+    """
+    source, target = _codes(model, saes, pair)
+    shares = [_shares(side, aggregate) for side in (source, target)]
+    sizes = {str(site): values.shape[-1] for site, (values, _) in source.items()}
+    frame = pd.DataFrame(
+        {
+            "site": [site for site, size in sizes.items() for _ in range(size)],
+            "feature": [number for size in sizes.values() for number in range(size)],
+            "source": shares[0].numpy(),
+            "target": shares[1].numpy(),
+            "score": (shares[0] - shares[1]).numpy(),
+        }
+    )
+    order = (shares[0] - shares[1]).sort(descending=True, stable=True).indices
+    return frame.iloc[order.numpy()].reset_index(drop=True)
 
 
 def steering_recipe(
@@ -234,6 +292,31 @@ def _by_site(numbers: Int[Tensor, " k"], widths: Mapping[Site, int]) -> dict[Sit
         found[site] = tuple(here.tolist())
         start += width
     return found
+
+
+def _keys(saes: Mapping[str, LoadedSae]) -> dict[Site, str]:
+    """The key of each block's SAE. Raises `UserError` for two of one block."""
+    keys = {parse_site(one.site): key for key, one in saes.items()}
+    if len(keys) < len(saes):
+        named = ", ".join(f"{one.run.path.name} ({one.site})" for one in saes.values())
+        raise UserError(f"one SAE of each block was wanted, got {named}.")
+    return keys
+
+
+def _codes(
+    model: DiffusionModel, saes: Mapping[str, LoadedSae], pair: Pair
+) -> tuple[dict[Site, Inside], dict[Site, Inside]]:
+    """The codes of both images of a pair."""
+    readers = {site: Reader(saes[key].sae) for site, key in _keys(saes).items()}
+    sides = []
+    for prompt, mask in ((pair.source, pair.source_mask), (pair.target, pair.target_mask)):
+        values = _read(model, prompt, pair, list(readers))
+        codes = {
+            site: readers[site].codes(x).dense(readers[site].sae.config.d_sae)
+            for site, x in values.items()
+        }
+        sides.append({site: _in_mask(x, model, site, mask, pair.draw) for site, x in codes.items()})
+    return sides[0], sides[1]
 
 
 def _normalised(values: Float[Tensor, "s t n"], weights: Float[Tensor, " t"]) -> Inside:

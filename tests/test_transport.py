@@ -15,10 +15,13 @@ from saes.drawing import prepare
 from saes.recipe_saes import LoadedSae
 from saes.recipes import Features, read_recipe, write_recipe
 from saes.transport import (
+    Chosen,
     Pair,
     choose,
+    feature_scores,
     neuron_recipe,
     neuron_sites,
+    recipe_of_features,
     steering_recipe,
     transport_recipe,
 )
@@ -199,6 +202,33 @@ def test_scores_by_hand():
     chosen = choose(source, target, k=2, aggregate="mean")
     assert chosen.added == {one: (0,), two: (0,)}
     assert chosen.removed == {one: (), two: (1, 2)}
+
+
+def test_the_list_of_scores_is_what_is_chosen_by(tree, saes):
+    scores = feature_scores(tree.model, saes, PAIR, aggregate="mean")
+    assert len(scores) == 2 * D_SAE and set(scores["site"]) == set(BLOCKS)
+    assert scores["source"].sum() == pytest.approx(1) == pytest.approx(scores["target"].sum())
+    assert (scores["source"] - scores["target"]).tolist() == pytest.approx(scores["score"].tolist())
+
+    def by_site(rows) -> dict:
+        return {
+            site: tuple(int(one) for one in rows["feature"][rows["site"] == str(site)])
+            for site in SITES
+        }
+
+    by_k = transport_recipe(tree.model, saes, PAIR, k=6, aggregate="mean")
+    chosen = Chosen(added=by_site(scores.head(6)), removed=by_site(scores[::-1].head(6)))
+    by_hand = recipe_of_features(tree.model, saes, PAIR, chosen, what="features, k 6, m 1")
+    assert by_hand == by_k
+    fewer = replace(chosen, removed={})
+    assert recipe_of_features(tree.model, saes, PAIR, fewer).edits == tuple(
+        edit for edit in by_k.edits if edit.op == "transport"
+    )
+    with pytest.raises(UserError, match="there is nothing to transport; choose a feature"):
+        recipe_of_features(tree.model, saes, PAIR, Chosen(added={}, removed={}))
+    twice = {"one": saes[BLOCKS[0]], "two": saes[BLOCKS[0]]}
+    with pytest.raises(UserError, match=r"one SAE of each block was wanted, got .*down\.2\.1"):
+        feature_scores(tree.model, twice, PAIR)
 
 
 def test_what_cannot_be_transported_is_refused(tree, saes):

@@ -110,8 +110,8 @@ def _sae_links(record: data.SaeRecord) -> None:
         query = {"sae": record.name}
         if record.index:
             _link("features", "Browse its features", query)
-        if record.run.complete and not record.of_images:
-            _link("prompt_lab", "Try a prompt", query)
+        if record.run.complete:
+            _link("explore" if record.of_images else "prompt_lab", "Try a prompt", query)
         _link("training", "Training curves", query)
 
 

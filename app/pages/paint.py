@@ -18,7 +18,7 @@ def show() -> None:
         "layers make one recipe, a file that the shell and notebooks run as well.",
     )
     records = data.image_saes()
-    _elsewhere()
+    components.elsewhere(of_images=True)
     if not records:
         components.no_sae([], of_images=True)
         return
@@ -40,29 +40,26 @@ def show() -> None:
         paint_sections.painting(record, asked)
 
 
-def _elsewhere() -> None:
-    """Say so where the address names an SAE of a language model, or one that is not there."""
-    if "sae" in st.query_params and not data.sae_record(st.query_params["sae"]).of_images:
-        components.elsewhere(data.sae_record(st.query_params["sae"]))
-
-
 def _begin(records: list[data.SaeRecord]) -> None:
     """Start from what the address names (`?sae=&feature=` or `?recipe=`), once."""
     asked = {name: st.query_params.get(name) for name in ("sae", "feature", "recipe")}
     if RECIPE in st.session_state and st.session_state.get("paint_asked") == asked:
         return
     st.session_state["paint_asked"] = asked
+    if asked["sae"]:
+        data.sae_record(asked["sae"])
     names = {record.name: record for record in records}
     record = names.get(asked["sae"] or st.session_state.get("chosen_sae", ""), records[0])
     image = image_input.begins_with(record)
     if asked["recipe"] is not None:
         paint_state.take(*recipe_shelf.read(data.recipe_path(asked["recipe"])))
-    elif asked["feature"] is not None:
+    elif asked["feature"] is not None and asked["sae"] in (None, record.name):
         if not asked["feature"].isdecimal():
             raise UserError(f"feature {asked['feature']!r} is not a number; they count from 0.")
         paint_state.paint_with(record, int(asked["feature"]), image)
     elif RECIPE not in st.session_state:
-        paint_state.put(new_painting(record, 0, image), None)
+        alive = 0 if record.index is None else data.feature_index(record).random_alive(0)
+        paint_state.put(new_painting(record, alive, image), None)
 
 
 def _first_record(document: Document, records: list[data.SaeRecord]) -> data.SaeRecord:

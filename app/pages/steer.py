@@ -27,8 +27,9 @@ def show() -> None:
     records = [
         record for record in data.sae_records() if record.run.complete and not record.of_images
     ]
+    components.elsewhere(of_images=False)
     if not records:
-        components.no_sae([])
+        components.no_sae([], of_images=False)
         return
     _begin(records)
     left, right = st.columns([5, 4], gap="large")
@@ -51,7 +52,7 @@ def _begin(records: list[data.SaeRecord]) -> None:
     st.session_state["steer_asked"] = asked
     if asked["recipe"] is not None:
         _put(*recipe_shelf.read(data.recipe_path(asked["recipe"])))
-    elif asked["feature"] is not None:
+    elif asked["feature"] is not None and not _of_images(asked["sae"]):
         record = data.sae_record(asked["sae"]) if asked["sae"] else records[0]
         if not asked["feature"].isdecimal():
             raise UserError(f"feature {asked['feature']!r} is not a number; they count from 0.")
@@ -62,6 +63,10 @@ def _begin(records: list[data.SaeRecord]) -> None:
             _put(*recipe_shelf.read(saved[0]))
         else:
             _put(feature_document(records[0], _any_feature(records[0])), None)
+
+
+def _of_images(name: str | None) -> bool:
+    return name is not None and data.sae_record(name).of_images
 
 
 def _any_feature(record: data.SaeRecord) -> int:

@@ -129,7 +129,7 @@ def _decided(
     size = len(FACTORS[factor])
     counts = [np.bincount(row[row >= 0], minlength=size) for row in drawn.reshape(captions, seeds)]
     return Noise(
-        entropy=float(np.mean([entropy(row, base=2) if row.any() else 0.0 for row in counts])),
+        entropy=sum(float(entropy(row, base=2)) if row.any() else 0.0 for row in counts) / captions,
         prior=float(np.log2(size)),
         called=float((drawn == called).mean()),
     )
