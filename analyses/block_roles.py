@@ -157,7 +157,8 @@ class _Study:
         if not self.known:
             return 2 * len(self.subjects) + (2 + (self.judge is not None)) * blocks + 2
         of_clip = blocks * (self.judge is not None)
-        return 3 * len(self.subjects) + 3 * blocks + of_clip + 2 * trained + 2 + len(FACTORS)
+        transports = len(FACTORS) * (self.settings.transports > 0)
+        return 3 * len(self.subjects) + 3 * blocks + of_clip + 2 * trained + 2 + transports
 
     def all(self) -> None:
         """Measure everything."""
@@ -236,7 +237,7 @@ class _Study:
                     subject, b, looked, w, *args, t
                 ),
             )
-        for factor in FACTORS:
+        for factor in FACTORS if self.settings.transports else ():
             self._part(
                 f"transport, {factor}",
                 lambda t, f=factor: block_roles_transport.transports(subject, f, looked, *args, t),

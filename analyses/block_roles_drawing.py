@@ -52,6 +52,14 @@ class Asked:
         )
 
 
+def joined(parts: Sequence[Asked]) -> Asked:
+    """Images of several questions, one after the other."""
+    return Asked(
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        seeds=tuple(seed for part in parts for seed in part.seeds),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What becomes of a block's update."""

@@ -366,7 +366,7 @@ def steps_figure(measured: Measured) -> go.Figure:
     ]
     return plots.lines(
         series, title="What SAEs of one step explain of each of four steps",
-        x=Axis(title="Step", ticks=(1, 2, 3, 4)), y=Axis(title="Variance explained"),
+        x=Axis(title="Step", ticks=(1.0, 2.0, 3.0, 4.0)), y=Axis(title="Variance explained"),
     )  # fmt: skip
 
 

@@ -88,7 +88,8 @@ class Config:
     features: int | None = None
     """Features of each block whose locality is measured."""
     transports: int | None = None
-    """Pairs of each factor between which features are transported."""
+    """Pairs of each factor between which features are transported; 0 leaves transport out, which
+    takes longest."""
     prompts: str = BUILTIN
     """Prompts for a model that is not toy-turbo, by the names that `lorgnette capture` takes."""
     clip: str = ""
@@ -140,7 +141,7 @@ PRESETS = {
         neuron_counts=(20, 80, 320, 640), strengths=(1.0, 2.0), steering=(0.25, 0.5, 1.0, 2.0),
     ),
 }  # fmt: skip
-LEAST = {"images": 20, "pairs": 2, "features": 1, "transports": 2}
+LEAST = {"images": 20, "pairs": 2, "features": 1}
 
 
 def settle(config: Config) -> Settings:
@@ -153,6 +154,11 @@ def settle(config: Config) -> Settings:
     for name, least in LEAST.items():
         if getattr(settings, name) < least:
             raise UserError(f"{name} must be at least {least}, got {getattr(settings, name)}.")
+    if settings.transports == 1 or settings.transports < 0:
+        raise UserError(
+            f"transports must be 0 (none) or at least 2, half to choose on, got "
+            f"{settings.transports}."
+        )
     return settings
 
 

@@ -22,11 +22,20 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from analyses.block_roles_cells import described, kept
-from analyses.block_roles_drawing import Asked, Change, Ticks, draw, draw_each, moved, pixels
+from analyses.block_roles_drawing import (
+    Asked,
+    Change,
+    Ticks,
+    draw,
+    draw_each,
+    joined,
+    moved,
+    pixels,
+)
 from analyses.block_roles_images import FIRST_SEED, Looked, quarter_of
 from analyses.block_roles_locality import KINDS, controls, split_means
 from analyses.block_roles_measured import (
@@ -226,39 +235,48 @@ class Pusher:
     def measure(self, wanted: Sequence[Push]) -> Tables:
         """The tables, without the columns that name the block."""
         frames, shown = [pd.DataFrame({"factor": []})], []
-        means = self.looked.codes[self.block].means()
-        for push in wanted:
-            for when in self.whens:
-                found, images = self._push(push, when, float(means[push.feature]))
-                frames.append(found)
-                shown += images
+        for when in self.whens if wanted else ():
+            found, images = self._push(wanted, when)
+            frames.append(found)
+            shown += images
         table = pd.concat(frames[1:] or frames, ignore_index=True)
         return {"pushes": table, "pushed": pd.DataFrame(shown)}
 
-    def _push(self, push: Push, when: str, mean: float) -> tuple[pd.DataFrame, list[dict]]:
-        codes, sae = self.looked.codes[self.block], self.subject.saes[self.block].sae
-        scene = scene_without(push, self.n, self.seed, codes.grid)
+    def _push(self, wanted: Sequence[Push], when: str) -> tuple[pd.DataFrame, list[dict]]:
+        """Push all features that are wanted, their images drawn together."""
         config, steps = WHENS[when]
+        grid = self.looked.codes[self.block].grid
+        scenes = [scene_without(push, self.n, self.seed, grid) for push in wanted]
+        tried = [(dose, kind) for dose in self.doses for kind in self.kinds]
+        values = [self._values(push, one) for push, one in zip(wanted, scenes, strict=True)]
+        changes = [
+            Change(block=self.block, op="add", value=torch.cat(of_all), steps=steps)
+            for of_all in zip(*values, strict=True)
+        ]
+        asked, model = joined([scene.asked for scene in scenes]), self.subject.model
+        before = draw(model, asked, config=config, tick=self.tick)
+        drawn = draw_each(model, asked, changes, config, tick=self.tick)
+        frames, shown = [], []
+        for i, (push, scene) in enumerate(zip(wanted, scenes, strict=True)):
+            own = slice(i * self.n, (i + 1) * self.n)
+            shown.append(_image(push, 0.0, before[own]))
+            for (dose, kind), after in zip(tried, drawn, strict=True):
+                row = {"value": push.value, "feature": push.feature, "dose": dose, "kind": kind}
+                found = self._compared(push, scene, before[own], after[own])
+                frames.append(found.assign(**row, when=when))
+                if kind == KINDS[0]:
+                    shown.append(_image(push, dose, after[own]))
+        return pd.concat(frames, ignore_index=True), shown
+
+    def _values(self, push: Push, scene: Scene) -> list[Float[Tensor, "b t d"]]:
+        """What is added to a push's images: for each dose, of each kind."""
+        codes, sae = self.looked.codes[self.block], self.subject.saes[self.block].sae
         generator = seeded(self.seed, STREAM, push.feature, *map(ord, push.value))
         directions = controls(sae.W_dec.detach().cpu(), codes.living(), push.feature, generator)
-        tried = [(dose, kind) for dose in self.doses for kind in self.kinds]
-        changes = [
-            Change(
-                block=self.block, op="add", steps=steps,
-                value=dose * mean * scene.where[..., None] * directions[kind],
-            )
-            for dose, kind in tried
-        ]  # fmt: skip
-        model = self.subject.model
-        before = draw(model, scene.asked, config=config, tick=self.tick)
-        drawn = draw_each(model, scene.asked, changes, config, tick=self.tick)
-        frames, shown = [], [_image(push, 0.0, before)]
-        for (dose, kind), after in zip(tried, drawn, strict=True):
-            row = {"value": push.value, "feature": push.feature, "dose": dose, "kind": kind}
-            frames.append(self._compared(push, scene, before, after).assign(**row, when=when))
-            if kind == KINDS[0]:
-                shown.append(_image(push, dose, after))
-        return pd.concat(frames, ignore_index=True), shown
+        places, mean = scene.where[..., None].float(), float(codes.means()[push.feature])
+        return [
+            dose * mean * places * directions[kind] for dose in self.doses for kind in self.kinds
+        ]
 
     def _compared(
         self,

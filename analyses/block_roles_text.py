@@ -19,7 +19,7 @@ def text(measured: Measured) -> str:
     if measured.known:
         parts += [_pushes(measured)]
     parts += [_scores(measured), _sweep(measured)]
-    if measured.known:
+    if measured.has("transports"):
         parts += [_transport(measured)]
     return "\n\n".join([*parts, _left_out(measured)])
 
@@ -187,6 +187,8 @@ def _left_out(measured: Measured) -> str:
         )
     if not measured.config.clip:
         notes.append("No image-text model was given (--clip), so its scores are left out.")
+    if measured.known and not measured.has("transports"):
+        notes.append("Transport was not asked for (--transports).")
     if len(measured.table("widths")) <= len(measured.blocks):
         notes.append("One SAE a block was given, so nothing is said of k and width (--sweep).")
     return "**Left out.** " + " ".join(notes)
