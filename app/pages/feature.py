@@ -103,7 +103,6 @@ def _navigation(record: data.SaeRecord, feature: int) -> None:
             "Random", on_click=_go_random, args=(record,), icon=":material/casino:",
             help="Any living feature",
         )  # fmt: skip
-<<<<<<< HEAD
     address = components.feature_address(record, feature)
     if record.of_images:
         on_prompt = {"sae": record.name, "f": str(feature)}
@@ -111,14 +110,6 @@ def _navigation(record: data.SaeRecord, feature: int) -> None:
         _go_to("paint", "Paint with this feature", "brush", address)
     else:
         _go_to("steer", "Steer with this feature", "tune", address)
-=======
-    st.page_link(
-        "pages/paint.py" if record.of_images else "pages/steer.py",
-        label=f"{'Paint' if record.of_images else 'Steer'} with this feature",
-        icon=f":material/{'brush' if record.of_images else 'tune'}:",
-        query_params=components.feature_address(record, feature),
-    )
->>>>>>> pages
     with st.popover("Download", icon=":material/download:", help="Everything on this page"):
         _downloads(record, feature)
     with st.popover("Link", icon=":material/link:", help="The address of this feature"):
