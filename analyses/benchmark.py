@@ -46,6 +46,7 @@ from probe.errors import Failure, UserError
 from probe.language import LanguageModel
 from probe.models import Dtype, load_language_model
 from probe.runs import Run, atomic_path, find_runs, sha256_file
+from probe.sites import parse_site
 from saes.folder import WEIGHTS, load_sae
 from saes.labelled_texts import FIRST_LETTER, two_groups
 from saes.tasks import TaskConfig, TaskData, load_task, task_name, write_task
@@ -269,6 +270,7 @@ def run(config: Config, root: Path) -> Run:
     Raises as `measure` does.
     """
     saes = find_saes(config, root)
+    check_reads_text(config, saes)
     hashes = {name: sha256_file(each.path / WEIGHTS) for name, each in saes.items()}
     described = describe(config) | hashes
     folder = Run.create(root / "reports" / "benchmark", saes["sae"].path.name, described)
@@ -280,6 +282,17 @@ def run(config: Config, root: Path) -> Run:
             report = make_report(config, saes, results)
             report.write(folder, inputs=hashes, seeds={"seed": config.seed})
     return folder
+
+
+def check_reads_text(config: Config, saes: Mapping[str, Run]) -> None:
+    """Raise `UserError` where a suite is of text and an SAE is of an image model."""
+    asked = [name for name in config.suites if name in (*TEXT_SUITES, "absorption")]
+    of_images = [run.path.name for run in saes.values() if parse_site(run.config["site"]).of_images]
+    if asked and of_images:
+        raise UserError(
+            f"{of_images[0]} is of an image model and {', '.join(asked)} are suites of text; ask "
+            "for --suites matching coherence."
+        )
 
 
 def describe(config: Config) -> dict[str, Any]:

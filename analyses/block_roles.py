@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from analyses import (
@@ -259,7 +260,8 @@ class _Study:
 
 def fidelity(subject: Subject, looked: Looked, config: Config, root: Path) -> Tables:
     """Share of each factor's values that are drawn as the captions say: table `fidelity`."""
-    assert subject.reader is not None and looked.truth is not None, "factors are known"
+    reader, truth = subject.reader, looked.truth
+    assert reader is not None and truth is not None, "factors are known"
     if subject.weights == "twin":
         return {}
     asked = described("fidelity", subject) | {
@@ -267,10 +269,8 @@ def fidelity(subject: Subject, looked: Looked, config: Config, root: Path) -> Ta
     }  # fmt: skip
 
     def make() -> Tables:
-        import torch
-
-        seen = read(subject.reader, pixels(looked.images(torch.arange(len(looked)))))
-        found = shares(seen, looked.truth)
+        seen = read(reader, pixels(looked.images(torch.arange(len(looked)))))
+        found = shares(seen, truth)
         return {"fidelity": pd.DataFrame({"factor": list(found), "share": list(found.values())})}
 
     return kept(root, asked, make)

@@ -16,7 +16,7 @@ for each of `OUTCOMES` a column that says whether it changed. Patches also keep,
 captions, the images: table `patched`: factor, unit, block (also `target` and `source`), data (PNG).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def compared(
     after: Int[Tensor, "b 8"],
     source: Int[Tensor, "b 8"] | None,
     factor: str,
-) -> dict[str, Sequence[bool]]:
+) -> dict[str, list[bool]]:
     """Columns `moved`, `counts` and one for each outcome."""
     columns = {name: (after != before)[:, i].tolist() for i, name in enumerate(OUTCOMES)}
     if source is None:

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import plots
 from analyses.block_roles_locality import KINDS
-from analyses.block_roles_measured import ALL_BLOCKS, Measured
+from analyses.block_roles_measured import ALL_BLOCKS, Frame, Measured
 from analyses.block_roles_numbers import (
     accuracy,
     changed_unasked,
@@ -61,7 +60,17 @@ def figures(measured: Measured) -> dict[str, go.Figure]:
         "variance_explained_by_step": ("steps", steps_figure),
         "transport": ("transports", transport_figure),
     }
-    return {name: make(measured) for name, (table, make) in makers.items() if measured.has(table)}
+    return {
+        name: make(measured) for name, (table, make) in makers.items() if shown(measured, table)
+    }
+
+
+def shown(measured: Measured, table: str) -> bool:
+    """Whether a table has anything to show: of pairs, any that counts."""
+    rows = measured.table(table)
+    return len(rows) > 0 and (
+        table == "causes" or "counts" not in rows or bool(rows["counts"].any())
+    )
 
 
 # ------------------------------------------------------------------------------------- heat maps
@@ -91,9 +100,10 @@ def heat_maps(
         )  # fmt: skip
     figure.update_layout(
         template=plots.TEMPLATE, title_text=title, width=plots.WIDTH, height=plots.HEIGHT,
-        margin={"t": 90, "b": 60},
+        margin={"t": 90, "b": 80},
     )  # fmt: skip
-    figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=12)
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=-60, tickfont_size=12)
+    figure.update_annotations(font_size=13)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", ticksuffix="  ")
     return figure
 
@@ -168,7 +178,6 @@ def values_figure(measured: Measured) -> go.Figure:
     figure = heat_maps(
         {"": values}, list(columns), names, "F1 of the best feature of every value (%)"
     )
-    figure.update_xaxes(tickangle=-60)
     figure.update_layout(margin={"b": 150})
     return figure
 
@@ -192,17 +201,19 @@ def picture_table(
             sheet[top : top + height, left : left + width] = large
     figure = px.imshow(sheet, binary_string=True, binary_format="png")
     figure.update_traces(hoverinfo="skip", hovertemplate=None)
+    left, right, top, bottom = 130, 16, 90, 16
+    shrunk = min(1.0, (plots.WIDTH - left - right) / sheet.shape[1])
     figure.update_layout(
         template=plots.TEMPLATE, title_text=title, width=plots.WIDTH,
-        height=max(plots.HEIGHT, 120 + sheet.shape[0]),
-        margin={"l": 130, "r": 16, "t": 90, "b": 16},
+        height=top + bottom + shrunk * sheet.shape[0],
+        margin={"l": left, "r": right, "t": top, "b": bottom},
     )  # fmt: skip
     for update, size, names in (
         (figure.update_xaxes, width, columns), (figure.update_yaxes, height, rows)
     ):  # fmt: skip
         places = [i * (size + STRIP_GAP) + size / 2 for i in range(len(names))]
         update(tickvals=places, ticktext=list(names), showgrid=False, ticks="", title_text="")
-    figure.update_xaxes(side="top")
+    figure.update_xaxes(side="top", tickangle=0, tickfont_size=13)
     return figure
 
 
@@ -299,7 +310,8 @@ def scores_figure(measured: Measured) -> go.Figure:
             marker={"size": 10, "color": plots.PLUM}, showlegend=False,
             error_x=plots.errors(estimates, plots.PLUM), **at,
         )  # fmt: skip
-        figure.add_vline(x=0, line={"color": plots.GRAY, "dash": "dot"}, **at)
+        line = {"color": plots.GRAY, "dash": "dot"}
+        figure.add_vline(x=0, line=line, row=at["row"], col=at["col"])  # type: ignore[arg-type]
     figure.update_layout(
         template=plots.TEMPLATE, title_text="Top images of features less random images",
         width=plots.WIDTH, height=max(plots.HEIGHT, 130 + 190 * rows), margin={"t": 90},
@@ -332,7 +344,7 @@ def widths_figure(measured: Measured) -> go.Figure:
     )  # fmt: skip
 
 
-def _line(name: str, rows: pd.DataFrame, x: str, column: str, n: int) -> Line:
+def _line(name: str, rows: Frame, x: str, column: str, n: int) -> Line:
     return Line(name=name, x=rows[x].tolist(), y=[from_draws(draws, n) for draws in rows[column]])
 
 

@@ -7,11 +7,10 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from analyses.block_roles_locality import KINDS
-from analyses.block_roles_measured import CLAIMED, OPENED, OWN, ROLES, Measured, Method, Role
+from analyses.block_roles_measured import CLAIMED, OPENED, OWN, ROLES, Frame, Measured, Method, Role
 from analyses.block_roles_numbers import (
     accuracy_draws,
     at_matched_cost,
@@ -309,15 +308,15 @@ def _trade(
     return _verdict(
         measured,
         f"{claim[0].lower()}{claim[1:]}",
-        f"{what}: change from each {names[by]} to the next larger one, the other fixed, mean over "
-        f"{len(draws)} steps",
+        f"{what}: change from each {names[by]} to the next larger one, the other fixed; mean of "
+        f"{len(draws)}",
         found,
         holds=found.below(0) if falls else found.above(0),
     )
 
 
 def neighbours(
-    widths: pd.DataFrame, by: str, column: str
+    widths: Frame, by: str, column: str
 ) -> Sequence[tuple[str, Float64[np.ndarray, " r"]]]:
     """Block and change, with resamples, between SAEs that are next to each other in k or width."""
     found = []
@@ -353,7 +352,7 @@ def _holds_up(measured: Measured) -> Verdict | None:
     )
 
 
-def _explained(rows: pd.DataFrame) -> Float64[np.ndarray, "s r"]:
+def _explained(rows: Frame) -> Float64[np.ndarray, "s r"]:
     return np.stack([np.asarray(one, float) for one in rows["explained"]])
 
 

@@ -7,7 +7,7 @@ of the tables afterwards, so that nothing has to be drawn again to look at them 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -181,6 +181,9 @@ class Subject:
 
 
 Tables = dict[str, pd.DataFrame]
+Frame = Any
+"""A `pd.DataFrame`, or a `pd.Series` of one: pandas' annotations let a column be almost anything,
+so that nothing that is read out of one would type-check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +209,7 @@ class Measured:
     notes: Sequence[str] = field(default_factory=tuple)
     """What was left out, and why."""
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> Frame:
         """A table; one without rows where nothing of it was measured."""
         return self.tables.get(name, pd.DataFrame())
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 
 from analyses.block_roles_locality import shares
-from analyses.block_roles_measured import OWN, Measured, Method
+from analyses.block_roles_measured import OWN, Frame, Measured, Method
 from analyses.block_roles_probes import PAIR, drawn_images
 from analyses.statistics import Estimate, mean_interval, proportion_interval
 from probe.toyturbo.world import FACTORS
@@ -34,20 +34,20 @@ def from_draws(draws: Sequence[float] | Float64[np.ndarray, " r"], n: int) -> Es
     )
 
 
-def mean_of(values: pd.Series | np.ndarray) -> Estimate:
+def mean_of(values: Frame) -> Estimate:
     """Mean of some units, those that are not numbers left out; unknown without any."""
     found = np.asarray(values, dtype=np.float64)
     found = found[np.isfinite(found)]
     return mean_interval(found) if len(found) else UNKNOWN
 
 
-def share_of(happened: pd.Series | np.ndarray) -> Estimate:
+def share_of(happened: Frame) -> Estimate:
     """Share of the times that something happened; unknown where it was not tried."""
     found = np.asarray(happened, dtype=bool)
     return proportion_interval(int(found.sum()), len(found)) if len(found) else UNKNOWN
 
 
-def select(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+def select(table: Frame, wanted: Mapping[str, object]) -> Frame:
     """The rows that have these values; none of a table without rows."""
     if not len(table):
         return table
@@ -94,7 +94,7 @@ def skill(measured: Measured, block: str, factor: str) -> float:
 
 def value_rows(
     measured: Measured, block: str, control: str = "", weights: str = "trained"
-) -> pd.DataFrame:
+) -> Frame:
     """A block's best features of the values of single factors."""
     rows = select(
         measured.table("values"), {"weights": weights, "block": block, "control": control}
@@ -137,7 +137,7 @@ def owned_draws(
 # ------------------------------------------------------------------------------------- causation
 
 
-def patches(measured: Measured, block: str, factor: str, weights: str = "trained") -> pd.DataFrame:
+def patches(measured: Measured, block: str, factor: str, weights: str = "trained") -> Frame:
     """The patches of pairs that differ in a factor, of those that count for it."""
     rows = select(
         measured.table("causes"),
@@ -152,7 +152,7 @@ def moved_share(measured: Measured, block: str, factor: str, weights: str = "tra
     return share_of(rows["moved"]) if len(rows) else UNKNOWN
 
 
-def others_changed(rows: pd.DataFrame, factor: str) -> Estimate:
+def others_changed(rows: Frame, factor: str) -> Estimate:
     """How often anything but the factor changed, in some patches of it."""
     if not len(rows):
         return UNKNOWN
@@ -160,7 +160,7 @@ def others_changed(rows: pd.DataFrame, factor: str) -> Estimate:
     return share_of(rows[columns].to_numpy(dtype=bool).any(1))
 
 
-def outcome_columns(rows: pd.DataFrame) -> list[str]:
+def outcome_columns(rows: Frame) -> list[str]:
     """The columns that say what changed."""
     return [name for name in (*FACTORS, "other thing") if name in rows]
 
@@ -181,7 +181,7 @@ def changed_unasked(
 
 def by_unit(
     measured: Measured, block: str, factors: Sequence[str], weights: str = "trained"
-) -> pd.Series:
+) -> Frame:
     """Share of some factors that became the source's, by base caption."""
     rows = pd.concat([patches(measured, block, factor, weights) for factor in factors])
     return rows.groupby("unit")["moved"].mean() if len(rows) else pd.Series(dtype=float)
@@ -209,7 +209,7 @@ def _or_zero(value: float) -> float:
 def locality_by_feature(
     measured: Measured, block: str | None, kind: str, *, elsewhere: bool = False,
     weights: str = "trained",
-) -> pd.Series:  # fmt: skip
+) -> Frame:  # fmt: skip
     """Share of the change that is inside, by block and feature, mean over images and amounts."""
     wanted: dict[str, object] = {"weights": weights, "kind": kind}
     rows = select(measured.table("locality"), wanted | ({} if block is None else {"block": block}))
@@ -223,7 +223,7 @@ def locality_by_feature(
 
 def pushed_by_value(
     measured: Measured, kind: str, *, block: str | None = None, column: str = "became"
-) -> pd.Series:
+) -> Frame:
     """How often a push did something, by block, factor and value, mean over images and doses."""
     wanted: dict[str, object] = {"kind": kind, "counts": True}
     rows = select(measured.table("pushes"), wanted | ({} if block is None else {"block": block}))
@@ -234,7 +234,7 @@ def pushed_by_value(
 
 def owned_values(measured: Measured) -> pd.MultiIndex:
     """Block, factor and value of every feature that has a value as its own."""
-    rows = pd.concat([value_rows(measured, block) for block in measured.blocks])
+    rows: Frame = pd.concat([value_rows(measured, block) for block in measured.blocks])
     own = rows[[draws[0] >= OWN for draws in rows["f1"]]]
     return pd.MultiIndex.from_frame(own[["block", "factor", "value"]])
 
@@ -242,14 +242,14 @@ def owned_values(measured: Measured) -> pd.MultiIndex:
 # ------------------------------------------------------------------------------------- transport
 
 
-def transport_means(rows: pd.DataFrame) -> pd.DataFrame:
+def transport_means(rows: Frame) -> Frame:
     """Moved, others and outside by method, k and m: means over the pairs that count."""
     counted = rows[rows["counts"].astype(bool)]
     columns = ["moved", "others", "outside"]
     return counted.groupby(["method", "k", "m"])[columns].mean().reset_index()
 
 
-def settings_at_cost(means: pd.DataFrame, rival: Method) -> tuple[pd.Series, pd.Series]:
+def settings_at_cost(means: Frame, rival: Method) -> tuple[pd.Series, pd.Series]:
     """The setting of features with the best balance, and the rival's best at that cost or less.
 
     The balance is moved - others. A rival whose every setting costs more has its cheapest.
@@ -263,7 +263,7 @@ def settings_at_cost(means: pd.DataFrame, rival: Method) -> tuple[pd.Series, pd.
     return best, other.loc[other["others"].idxmin()]
 
 
-def at_matched_cost(rows: pd.DataFrame, rival: Method) -> Estimate:
+def at_matched_cost(rows: Frame, rival: Method) -> Estimate:
     """How much oftener features move a factor than a rival does at the same cost, or a lower one.
 
     Settings are chosen on half of the pairs and compared on the other half, both ways round.

@@ -181,7 +181,7 @@ def fitted_answers(
     best, least = STRENGTHS[0], np.inf
     if len(set(label[:cut].tolist())) > 1:
         for strength in STRENGTHS:
-            said = fit_classifier(x[:cut], label[:cut], strength).predict(x[cut:])
+            said = np.asarray(fit_classifier(x[:cut], label[:cut], strength).predict(x[cut:]))
             wrong = float((said != label[cut:]).mean())
             if wrong < least:
                 best, least = strength, wrong
@@ -232,7 +232,7 @@ def value_features(x: Float[np.ndarray, "m s"], of: Samples, seed: int) -> pd.Da
     for place, best in enumerate(best_thresholds(x[fitted], truth[fitted])):
         says, y = x > best.threshold, truth[:, place]
         joined = join(says[fitted], y[fitted], best.f1)
-        first = joined[0]
+        first, either = joined[0], np.asarray(says[held_out][:, joined].any(1))
         rows.append(
             {
                 "factor": of.factor,
@@ -242,7 +242,7 @@ def value_features(x: Float[np.ndarray, "m s"], of: Samples, seed: int) -> pd.Da
                 "threshold": float(best.threshold[first]),
                 "joined": joined,
                 "f1": f1_draws(says[held_out, first], y[held_out], weights),
-                "union": f1_draws(says[held_out][:, joined].any(1), y[held_out], weights),
+                "union": f1_draws(either, y[held_out], weights),
                 "auroc": auroc_draws(x[held_out, first], y[held_out], weights),
             }
         )

@@ -29,7 +29,15 @@ from analyses.block_roles_cells import described, kept
 from analyses.block_roles_drawing import Asked, Change, Ticks, draw, draw_each, moved, pixels
 from analyses.block_roles_images import FIRST_SEED, Looked, quarter_of
 from analyses.block_roles_locality import KINDS, controls, split_means
-from analyses.block_roles_measured import ONE_STEP, OUTCOMES, Config, Settings, Subject, Tables
+from analyses.block_roles_measured import (
+    ONE_STEP,
+    OUTCOMES,
+    Config,
+    Frame,
+    Settings,
+    Subject,
+    Tables,
+)
 from analyses.block_roles_pairs import outcomes, varied
 from probe.diffusion import DrawConfig
 from probe.pictures import encode
@@ -61,7 +69,7 @@ class Push:
     """The feature."""
 
 
-def pushes_of(values: pd.DataFrame, block: str) -> list[Push]:
+def pushes_of(values: Frame, block: str) -> list[Push]:
     """A block's best features of all values of single factors, that of the largest F1 first."""
     own = values[(values["block"] == block) & (values["control"] == "")]
     own = own[own["factor"].isin(list(FACTORS)) & (own["weights"] == "trained")]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.block_roles_locality import KINDS
-from analyses.block_roles_measured import ALL_BLOCKS, OPENED, OWN, Measured
+from analyses.block_roles_measured import ALL_BLOCKS, OPENED, OWN, Frame, Measured
 from analyses.block_roles_numbers import (
     accuracy,
     changed_unasked,
@@ -204,7 +204,7 @@ def pairs_of_values(measured: Measured) -> Rows:
 
 
 def _value_rows(measured: Measured, factors: Iterable[str]) -> Rows:
-    states = pd.concat(
+    states: Frame = pd.concat(
         [value_states(measured, block).assign(block=block) for block in measured.blocks]
     )
     rows = []
@@ -218,7 +218,7 @@ def _value_rows(measured: Measured, factors: Iterable[str]) -> Rows:
     return rows
 
 
-def value_states(measured: Measured, block: str, weights: str = "trained") -> pd.DataFrame:
+def value_states(measured: Measured, block: str, weights: str = "trained") -> Frame:
     """Of each value: `factor, value, feature, f1` (words), `best` (a number), `state`.
 
     The state is `own` (a feature of F1 `OWN` or more), `split over n` (n features joined by "or"
@@ -230,8 +230,9 @@ def value_states(measured: Measured, block: str, weights: str = "trained") -> pd
     for row in rows.to_dict("records"):
         same = rows[(rows["factor"] == row["factor"]) & (rows["feature"] == row["feature"])]
         state = state_of(row, probe_f1(measured, block, row["factor"], row["value"], weights))
-        merged = ", merged" if state != "own" and len(same) > 1 else ""
         f1 = from_draws(row["f1"], measured.settings.images // 2)
+        # A feature that never answers rightly is nobody's.
+        merged = ", merged" if state != "own" and len(same) > 1 and f1.value > 0 else ""
         found.append(
             {
                 "factor": row["factor"], "value": row["value"], "feature": row["feature"],
@@ -304,7 +305,7 @@ def pushes(measured: Measured) -> Rows:
     return rows
 
 
-def _by_value(rows: pd.DataFrame) -> pd.Series:
+def _by_value(rows: Frame) -> Frame:
     return rows.groupby(["factor", "value"])["became"].mean()
 
 

@@ -45,8 +45,9 @@ def _the_model() -> str:
         "**The split between toy-turbo's blocks is partly made by its training**, which opened "
         f"them one after another on scenes with more and more detail ({opened}; its model card "
         "says how). What patching finds is therefore also a check of the method: does it find the "
-        "split that training put there? All seven other attention blocks are the identity; convolutions "
-        "and skip connections are not, and may do work that no patch of a block shows."
+        "split that training put there? All seven other attention blocks are the identity; "
+        "convolutions and skip connections are not, and may do work that no patch of a block "
+        "shows."
     )
 
 
@@ -60,9 +61,10 @@ def _prediction(measured: Measured) -> str:
         "regression, its score the share of right answers. A value's best feature and its "
         "threshold are those of the largest F1 = 2 tp / (2 tp + fp + fn) on the first half; "
         "both F1 and AUROC are of the other half. A value has a feature of its own from F1 "
-        f"{OWN:g}; it is *split* where several features joined by `or` reach that, *hidden* where the linear probe's answers do "
-        "and no feature does, *merged* where another value has the same best feature. A feature "
-        "that says `bright here` and not `lit from the left` is lost in the mean over the image. "
+        f"{OWN:g}; it is *split* where several features joined by `or` reach that, *hidden* where "
+        "the linear probe's answers do and no feature does, *merged* where another value has the "
+        "same best feature. A feature that says `bright here` and not `lit from the left` is lost "
+        "in the mean over the image. "
         "Intervals resample the held-out images."
     )
 

@@ -24,6 +24,8 @@ from probe.runs import Run, atomic_path, machine, read_json, write_json
 logger = logging.getLogger(__name__)
 
 CHROMIUM = Path("/usr/bin/chromium")
+WIDTH, HEIGHT = 900, 480
+"""Pixels of a figure's picture, where it asks for no height of its own."""
 METRICS, TEXT = "metrics.json", "report.md"
 VERDICTS, MEASURED_ON = "## Verdicts", "Measured on:"
 
@@ -101,7 +103,9 @@ class Report:
             logger.info("no picture of figure %s: %s is not there", name, CHROMIUM)
             return False
         with atomic_path(folder / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(figure.to_image(format="png", width=900, height=480, scale=2))
+            height = figure.layout.height or HEIGHT
+            image = figure.to_image(format="png", width=WIDTH, height=height, scale=2)
+            temporary.write_bytes(image)
         return True
 
     def markdown(self, drawn: list[str]) -> str:

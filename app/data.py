@@ -52,8 +52,7 @@ class SaeRecord:
     @property
     def of_images(self) -> bool:
         """Whether it reads an image model."""
-        site = parse_site(self.run.config["site"])
-        return site.kind == "block" or (site.path or "").startswith("unet.")
+        return parse_site(self.run.config["site"]).of_images
 
     @property
     def unit(self) -> Unit:

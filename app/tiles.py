@@ -33,7 +33,8 @@ TILE_STYLE = """<style>
  background:repeating-linear-gradient(45deg,rgba(128,120,112,.18) 0 6px,transparent 6px 12px)}
 .lg-picture img{position:absolute;inset:0;width:100%;height:100%;display:block;margin:0}
 .lg-picture .lg-small,.lg-picture .lg-heat{image-rendering:pixelated}
-.lg-picture .lg-heat{opacity:var(--lg-heat,.65)}
+.lg-picture .lg-heat{opacity:var(--lg-heat,.65);backdrop-filter:grayscale(1);
+ mask-size:100% 100%;-webkit-mask-size:100% 100%}
 .lg-tile figcaption{padding:.2rem .05rem 0 .05rem}
 .lg-prompt{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;
  overflow-wrap:anywhere}
@@ -173,7 +174,10 @@ def layered_html(
     if picture:
         shown = f'<img{small} src="{picture}" alt="{escaped(alt)}">'
     if heat is not None:
-        over = f'<img class="lg-heat" src="{pixels_url(heat)}" alt="heat map">'
+        url = pixels_url(heat)
+        # Under the map the image loses its own colours, which would mix with the map's.
+        mask = f"-webkit-mask-image:url({url});mask-image:url({url})"
+        over = f'<img class="lg-heat" src="{url}" style="{mask}" alt="heat map">'
     classes = f"lg-picture {classes}".strip()
     return f'<span class="{classes}" style="aspect-ratio:{width}/{height}">{shown}{over}</span>'
 

@@ -68,6 +68,11 @@ class Site:
         return f"{self.kind}.{self.layer}"
 
     @property
+    def of_images(self) -> bool:
+        """Whether it is a place in an image model."""
+        return self.kind == "block" or (self.path or "").startswith("unet.")
+
+    @property
     def folder(self) -> str:
         """The site's name as a folder name: characters that file systems dislike become `_`."""
         return re.sub(r"[^A-Za-z0-9._-]", "_", str(self))

@@ -85,13 +85,14 @@ def test_what_is_for_text_alone_is_refused_in_a_sentence(tree, tmp_path, capsys)
         ("label", sae, "--method", "endpoint", *endpoint): "cannot be shown to an endpoint",
         ("convert", sae, "--to", "neuronpedia"): "Neuronpedia shows text",
         ("convert", sae, "--to", "delphi", "--name", "x"): "delphi explains text",
-        ("analyse", "benchmark", "--sae", sae): "is an image model and a language model was wanted",
+        ("analyse", "benchmark", "--sae", sae): "ask for --suites matching coherence",
     }
     for arguments, sentence in mistakes.items():
         status, out, err = said(capsys, *arguments, *root)
         assert (status, out) == (2, "") and sentence in err, (arguments, err)
         assert "Traceback" not in err and err.count("lorgnette") >= 1
-    assert not (tree.root / "exports").exists()
+    left = {path.name for path in tree.root.iterdir()}
+    assert left == {"activations", "saes"}, "nothing half-written is left"
 
 
 def test_compare_and_map(tree, capsys):
