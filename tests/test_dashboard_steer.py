@@ -100,7 +100,7 @@ def test_the_reconstruction_is_chosen(page, browsed):
     assert "Steered" in words(app)
 
 
-def test_recipes_of_images_are_left_to_the_shell(page, browsed):
+def test_recipes_of_images_are_for_the_page_paint(page, browsed):
     path = browsed.root / "recipes" / "a-picture.json"
     path.parent.mkdir(exist_ok=True)
     edit = {"site": "mid.0", "op": "zero", "target": "site"}
@@ -110,7 +110,7 @@ def test_recipes_of_images_are_left_to_the_shell(page, browsed):
         app = page()
         assert not app.exception
         assert "a-picture" not in widget(app.selectbox, "Saved recipes").options
-        assert "draws images; run it with" in words(page(recipe="a-picture"))
+        assert "draws images; open it on the page Paint" in words(page(recipe="a-picture"))
     finally:
         path.unlink()
 
