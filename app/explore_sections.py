@@ -25,7 +25,9 @@ from probe.errors import UserError
 from saes.place_codes import PlaceCodes
 
 LISTED, MOST_MAPS, MOST_BLOCKS, NAMED = 20, 6, 6, 5
-ALL_STEPS = -1
+ALL_STEPS = 0
+THUMBNAIL = 64
+"""Pixels of the maps in the table."""
 STATE = "explore_state"
 
 
@@ -55,21 +57,21 @@ def image_and_features(record: SaeRecord, asked: Asked) -> None:
 
 
 def _step(asked: Asked) -> int | None:
-    """Which denoising step is shown; None for the mean over all."""
+    """Which denoising step is shown, counted from 0; None for the mean over all."""
     if asked.steps == 1:
         return None
     if asked.steps <= 8:
-        steps = {ALL_STEPS: "All steps"} | {step: str(step) for step in range(asked.steps)}
+        numbers = {number: str(number) for number in range(1, asked.steps + 1)}
         chosen = components.choice(
-            "Step", steps, key=f"explore_step_{asked.steps}",
-            explained="Denoising steps, counted from 0. All of them: their mean.",
+            "Step", {ALL_STEPS: "All steps"} | numbers, key=f"explore_step_{asked.steps}",
+            explained="Denoising steps. All of them: their mean.",
         )  # fmt: skip
     else:
         chosen = st.slider(
-            "Step", ALL_STEPS, asked.steps - 1, ALL_STEPS, key=f"explore_step_{asked.steps}",
-            help=f"Denoising steps, counted from 0; {ALL_STEPS} is the mean of all.",
+            "Step", ALL_STEPS, asked.steps, ALL_STEPS, key=f"explore_step_{asked.steps}",
+            help=f"Denoising steps; {ALL_STEPS} is the mean of all.",
         )  # fmt: skip
-    return None if chosen == ALL_STEPS else int(chosen)
+    return None if chosen == ALL_STEPS else int(chosen) - 1
 
 
 def heat(codes: PlaceCodes, feature: int, step: int | None) -> Float[Tensor, "h w"]:
@@ -167,8 +169,9 @@ def feature_rows(
     names = data.labels(record)
     if names:
         found.insert(1, "label", [names.get(feature, "") for feature in found["feature"]])
+    small = image_views.shrunk(codes.image, THUMBNAIL)
     maps = (
-        image_views.overlay(codes.image, heat(codes, feature, step), opacity=0.75, pixels=64)
+        image_views.overlay(small, heat(codes, feature, step), opacity=0.75, pixels=THUMBNAIL)
         for feature in found["feature"]
     )
     found.insert(0, "map", [image_views.data_url(one) for one in maps])

@@ -133,22 +133,23 @@ def asked(
         _put(wanted)
     if "image_prompt" not in st.session_state:
         _put(st.session_state.get(ASKED) or Asked(prompt=example(record)))
-    row = st.columns([10, 3, 2, 2, 2], vertical_alignment="bottom")
-    row[0].text_input(label, key="image_prompt", on_change=_draw, persist_state="session")
-    row[1].number_input(
-        "Seed", 0, MOST_SEED, key="image_seed", persist_state="session",
-        help="The noise that the image begins from.",
-    )  # fmt: skip
-    steps = row[2].number_input(
-        "Steps", 1, MOST_STEPS, key="image_steps", persist_state="session",
-        help="Denoising steps; with more than one, guidance can be set.",
-    )  # fmt: skip
-    if steps > 1 or st.session_state.get("image_guidance"):
-        row[3].number_input(
-            "Guidance", 0.0, MOST_GUIDANCE, step=0.5, format="%g", key="image_guidance",
-            persist_state="session", help="Above 1, each step reads the empty prompt too.",
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input(label, key="image_prompt", on_change=_draw, persist_state="session")
+        st.number_input(
+            "Seed", 0, MOST_SEED, key="image_seed", persist_state="session", width=150,
+            help="The noise that the image begins from.",
         )  # fmt: skip
-    row[4].button("Draw", type="primary", on_click=_draw, icon=":material/brush:")
+        steps = st.number_input(
+            "Steps", 1, MOST_STEPS, key="image_steps", persist_state="session", width=120,
+            help="Denoising steps; with more than one, guidance can be set.",
+        )  # fmt: skip
+        if steps > 1 or st.session_state.get("image_guidance"):
+            st.number_input(
+                "Guidance", 0.0, MOST_GUIDANCE, step=0.5, format="%g", key="image_guidance",
+                persist_state="session", width=120,
+                help="Above 1, each step reads the empty prompt too.",
+            )  # fmt: skip
+        st.button("Draw", type="primary", on_click=_draw, icon=":material/brush:")
     with st.container(horizontal=True):
         st.button(
             "Surprise me", on_click=_surprise, args=(surprise or (lambda: any_prompt(record)),),

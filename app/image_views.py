@@ -22,6 +22,18 @@ def enlarged(picture: UInt8[Tensor, "h w 3"], pixels: int = SHOWN) -> UInt8[Tens
     return picture.repeat_interleave(times, 0).repeat_interleave(times, 1)
 
 
+def shrunk(picture: UInt8[Tensor, "h w 3"], pixels: int) -> UInt8[Tensor, "H W 3"]:
+    """A large picture at so many pixels, each the mean of an area; a small one as it is."""
+    height, width, _ = picture.shape
+    longest = max(height, width)
+    if longest <= pixels:
+        return picture
+    size = (max(1, height * pixels // longest), max(1, width * pixels // longest))
+    channels = picture.permute(2, 0, 1)[None].float()
+    small = functional.interpolate(channels, size=size, mode="area")[0]
+    return small.permute(1, 2, 0).round().to(torch.uint8)
+
+
 def overlay(
     picture: UInt8[Tensor, "h w 3"],
     heat: Float[Tensor, "gh gw"],

@@ -180,13 +180,12 @@ def _when(edit: Document, asked: Asked, key: str) -> None:
     """At which steps, and in which rows of a guided image."""
     if asked.steps > 1:
         first, end = edit["steps"] or (0, None)
-        last = asked.steps - 1 if end is None else end - 1
+        last = asked.steps if end is None else min(end, asked.steps)
         begin, stop = st.slider(
-            "Steps", 0, asked.steps - 1,
-            (min(first, asked.steps - 1), min(last, asked.steps - 1)),
-            key=f"{key}_steps_{asked.steps}", help="Denoising steps, counted from 0.",
+            "Steps", 1, asked.steps, (min(first + 1, last), last), key=f"{key}_steps_{asked.steps}",
+            help="The first and the last denoising step at which it paints.",
         )  # fmt: skip
-        edit["steps"] = None if (begin, stop) == (0, asked.steps - 1) else [begin, stop + 1]
+        edit["steps"] = None if (begin, stop) == (1, asked.steps) else [begin - 1, stop]
     else:
         edit["steps"] = None
     if asked.guided:
@@ -334,7 +333,7 @@ def _before_and_after(document: Document, asked: Asked) -> None:
             "The model as it is",
             f"With {len(result['document']['edits'])} layer"
             f"{'' if len(result['document']['edits']) == 1 else 's'}",
-            f"From black to {views.number(result['largest'])} levels",
+            f"Brightest: {views.number(result['largest'])} levels of 255",
         )
         for column, title, said, picture in zip(
             st.columns(3, gap="medium"), titles, captions, result["pictures"], strict=True

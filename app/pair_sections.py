@@ -104,28 +104,26 @@ def _mask(found: live_images.Seen, side: str) -> Rows:
 def _settings(records: tuple[SaeRecord, ...], asked: AskedPair) -> tuple[list[str], Settings]:
     """The methods that are tried, and how."""
     widths = [live_images.sae_of(record).config.d_sae for record in records]
-    row = st.columns([5, 2, 2, 3, 3], vertical_alignment="bottom")
-    with row[0]:
+    most = sum(widths) // 2
+    aggregate, n_neurons = "first", 1
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.segmented_control(
             "By", list(METHODS), format_func=METHODS.__getitem__, selection_mode="multi",
-            default=["features"], key="pair_methods", help=METHODS_HELP,
+            default=["features"], key="pair_methods", help=METHODS_HELP, width="content",
         )  # fmt: skip
-    # As published: 80 to 640 of 20,480 features, 5,000 to 80,000 of 204,800 neurons.
-    most = sum(widths) // 2
-    k = row[1].number_input(
-        "Features", 1, most, max(1, sum(widths) // 100), key=f"pair_k_{most}",
-        help="How many are added, and how many removed, of all blocks together.",
-    )  # fmt: skip
-    n_neurons = 1
-    if "neurons" in chosen:
-        every = live_transport.n_neurons(records)
-        n_neurons = row[2].number_input(
-            "Neurons", 1, every // 2, max(1, every // 20), key=f"pair_neurons_{every}"
-        )
-    m = row[3].slider("Strength", 0.0, 4.0, 1.0, 0.25, key="pair_m")
-    with row[4]:
+        # As published: 80 to 640 of 20,480 features, 5,000 to 80,000 of 204,800 neurons.
+        k = st.number_input(
+            "Features", 1, most, max(1, sum(widths) // 100), key=f"pair_k_{most}", width=150,
+            help="How many are added, and how many removed, of all blocks together.",
+        )  # fmt: skip
+        if "neurons" in chosen:
+            every = live_transport.n_neurons(records)
+            n_neurons = st.number_input(
+                "Neurons", 1, every // 2, max(1, every // 20), key=f"pair_neurons_{every}",
+                width=150,
+            )  # fmt: skip
+        m = st.slider("Strength", 0.0, 4.0, 1.0, 0.25, key="pair_m", width=200)
         only_add = st.toggle("Only add", key="pair_only_add", help="Remove nothing.")
-        aggregate = "first"
         if asked.target.steps > 1 and st.toggle(
             "Scores of all steps", key="pair_aggregate", help="Else of the first step alone."
         ):
@@ -145,11 +143,10 @@ def _sets(
     """The features to add and to remove: the k of largest and smallest score, as ticked."""
     scores = live_transport.scores(records, asked, settings.aggregate)
     sets = []
-    titles = {
-        "add": "More in the prompt that gives: added",
-        "remove": "More in the prompt that is drawn again: removed",
-    }
-    for column, (kind, title) in zip(st.columns(2, gap="large"), titles.items(), strict=True):
+    titles = {"add": ("Added", "source"), "remove": ("Removed", "target")}
+    for column, (kind, (title, side)) in zip(
+        st.columns(2, gap="large"), titles.items(), strict=True
+    ):
         ordered = scores if kind == "add" else scores.iloc[::-1]
         with column:
             st.subheader(title, anchor=False)
@@ -157,6 +154,7 @@ def _sets(
                 st.caption("Nothing is removed.")
                 sets.append(ordered.head(0))
             else:
+                st.caption(f"More in the {SIDES[side].lower()}; ticked ones are transported.")
                 sets.append(_ticked(records, asked, ordered, settings, kind))
     return sets[0], sets[1]
 
@@ -179,18 +177,18 @@ def _ticked(
         labels = [names[row["site"]].get(row["feature"], "") for row in listed.to_dict("records")]
         shown.insert(2, "label", labels)
     column = st.column_config
-    share = {"format": "%.2f %%", "width": 80}
+    share = {"format": "%.2f %%", "width": 75}
     rows = st.dataframe(
         shown,
         hide_index=True,
         height=300,
         column_config={
-            "site": column.TextColumn("Block", width=75),
-            "feature": column.NumberColumn("Feature", format="%d", width=75),
-            "label": column.TextColumn("Label", width=150),
+            "site": column.TextColumn("Block", width=70),
+            "feature": column.NumberColumn("Feature", format="%d", width=70),
+            "label": column.TextColumn("Label", width=140),
             "source": column.NumberColumn("Gives", help="Share of all codes there", **share),
-            "target": column.NumberColumn("Drawn again", help="Share of all codes there", **share),
-            "score": column.NumberColumn("Difference", **share),
+            "target": column.NumberColumn("Again", help="Share of all codes there", **share),
+            "score": column.NumberColumn("Score", help="The difference", **share),
         },
         key=f"pair_{kind}_{_turn(records, asked, settings)}",
         on_select="rerun",

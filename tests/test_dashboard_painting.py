@@ -123,7 +123,7 @@ def test_an_address_is_an_image_with_maps(page, tree):
     over = maps(app)[1]
     assert over.shape == (4, 4, 4)
     assert torch.equal(over[..., 3] > 0, codes.heat_map(first).mean(0) > 0)
-    app.session_state["explore_step_2"] = 1
+    app.session_state["explore_step_2"] = 2
     app = fine(app.run())
     wanted = codes.strongest(20, step=1)
     shown = app.dataframe[0].value["mean"].tolist()[: len(wanted)]
@@ -288,7 +288,7 @@ def test_layers_of_several_blocks(page, tree):
 def test_steps_and_guidance_are_part_of_a_layer(page, tree):
     app = paint(page, tree, steps="3", guidance="4")
     app = fine(painted(app, rows=(1, 2), columns=(2, 3)))
-    widget(app.slider, "Steps").set_range(1, 2)
+    widget(app.slider, "Steps").set_range(2, 3)
     app = fine(press(app.run(), "Apply"))
     document = app.session_state["paint_recipe"]
     (edit,) = document["edits"]

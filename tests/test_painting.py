@@ -43,6 +43,10 @@ def test_pictures_are_enlarged_by_whole_pixels():
     shown = image_views.enlarged(picture, 7)
     assert shown.shape == (6, 6, 3) and torch.equal(shown[::3, ::3], picture)
     assert torch.equal(image_views.enlarged(picture, 1), picture), "never smaller"
+    large = torch.tensor([[0, 10, 20, 30], [2, 12, 22, 32]], dtype=torch.uint8)
+    small = image_views.shrunk(large[..., None].expand(2, 4, 3).contiguous(), 2)
+    assert small[..., 0].tolist() == [[6, 26]]
+    assert torch.equal(image_views.shrunk(picture, 2), picture), "never larger"
 
 
 def test_the_change_is_the_mean_over_channels():
