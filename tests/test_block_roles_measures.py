@@ -42,6 +42,11 @@ from probe.toyturbo.world import Scenes
 FOUR_BY_FOUR = (4, 4)
 
 
+def _f1(truth, said) -> float:
+    """scikit-learn's F1; 0 where nothing is true and nothing said."""
+    return float(f1_score(truth, said, zero_division=0))  # pyright: ignore[reportArgumentType]
+
+
 def codes_of(values, indices, d_sae: int, grid=FOUR_BY_FOUR) -> BlockCodes:
     n = len(values)
     return BlockCodes(
@@ -185,6 +190,7 @@ def test_samples_are_cells_things_and_images():
     assert sizes == dict.fromkeys(PROBED, things) | {"position": 120, "background": 30, "light": 30}
     pooled = np.arange(30 * 4 * 2, dtype=np.float32).reshape(30, 4, 2)
     shape = samples("shape", truth)
+    assert shape.cell is not None
     assert np.array_equal(shape.of(pooled)[0], pooled[shape.image[0], shape.cell[0]])
     assert np.array_equal(samples("light", truth).of(pooled)[7], pooled[7].mean(0))
 
@@ -196,11 +202,9 @@ def test_best_thresholds_are_those_of_trying_every_cut():
     truth[:, 2] = False
     for y, best in zip(truth.T, best_thresholds(x, truth), strict=True):
         for feature in range(6):
-            tried = [
-                f1_score(y, x[:, feature] > cut, zero_division=0) for cut in (0.0, 0.5, 1.5, 2.5)
-            ]
+            tried = [_f1(y, x[:, feature] > cut) for cut in (0.0, 0.5, 1.5, 2.5)]
             assert best.f1[feature] == pytest.approx(max(tried))
-            reached = f1_score(y, x[:, feature] > best.threshold[feature], zero_division=0)
+            reached = _f1(y, x[:, feature] > best.threshold[feature])
             assert reached == pytest.approx(best.f1[feature])
     (silent,) = best_thresholds(np.zeros((5, 2), np.float32), np.ones((5, 1), bool))
     assert silent.f1.tolist() == [0, 0]
@@ -217,7 +221,7 @@ def test_draws_are_those_of_repeating_images():
     auroc = auroc_draws(scores, truth, weights[:, image])
     for r in (0, 1, 17):
         again = np.repeat(np.arange(30), weights[r, image].astype(int))
-        assert f1[r] == pytest.approx(f1_score(truth[again], said[again]))
+        assert f1[r] == pytest.approx(_f1(truth[again], said[again]))
         assert auroc[r] == pytest.approx(roc_auc_score(truth[again], scores[again]))
     nothing = np.zeros(30, dtype=bool)
     assert f1_draws(nothing, nothing, weights[:, image])[0] == 0
@@ -229,7 +233,7 @@ def test_features_are_joined_as_long_as_that_helps():
     first, second, noise = np.zeros((3, 12), dtype=bool)
     first[:4], second[4:6], noise[6:] = True, True, True
     says = np.stack([noise, second, first], axis=1)
-    f1 = np.array([f1_score(truth, column, zero_division=0) for column in says.T])
+    f1 = np.array([_f1(truth, column) for column in says.T])
     assert join(says, truth, f1) == [2, 1]
 
 
@@ -385,7 +389,8 @@ def test_places_of_transport():
     assert inside("position", cells).tolist() == [[True, False], [False, True]]
     assert inside("light", cells).all() and mask_of("light", cells) is None
     at_home = torch.tensor([2, 2, -1])
-    assert mask_of("shape", at_home).tolist() == [[0, 0], [1, 0]]
+    mask = mask_of("shape", at_home)
+    assert mask is not None and mask.tolist() == [[0, 0], [1, 0]]
 
 
 def transport_rows(

@@ -111,7 +111,7 @@ def test_an_address_is_an_image_with_maps(page, tree):
     draw = DrawConfig(steps=2)
     codes = codes_of_image(tree.model, load_sae(sae.path), parse_site(BLOCK), PROMPT, SEED, draw)
     silent = next(f for f in range(D_SAE) if not codes.heat_map(f).any())
-    first = int(codes.strongest(1)["feature"][0])
+    first = codes.strongest(1)["feature"].to_list()[0]
     app = fine(
         page(
             "explore", sae=sae.path.name, prompt=PROMPT, seed="7", steps="2", f=f"{silent},{first}"
@@ -446,7 +446,7 @@ def test_masks_of_both_images_reach_the_recipe(tree, monkeypatch):
     pair = live_transport.pair_of(asked)
     scores = live_transport.scores(records, asked, "first")
     assert scores.equals(feature_scores(tree.model, loaded(tree), pair))
-    made = live_transport.features(records, asked, scores.head(3), scores[::-1].head(3), m=1.0)
+    made = live_transport.features(records, asked, scores.head(3), scores.iloc[::-1].head(3), m=1.0)
     wanted = transport_recipe(tree.model, loaded(tree), pair, k=3)
     assert sorted(map(str, made["edits"])) == sorted(map(str, to_json(wanted)["edits"]))
     nowhere = replace(asked, source_mask=((0.0,) * 4,) * 4)
