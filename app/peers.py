@@ -20,7 +20,7 @@ from app.resolve import manifest_hash, store_of
 from probe.errors import Failure, UserError
 from probe.loader import StoreReader
 from probe.models import model_name
-from probe.runs import Run, is_run_config, read_json
+from probe.runs import Run, is_run_config, newest_run, read_json
 from probe.sites import parse_site
 from probe.store import ActivationStore
 from saes.activations import activation_name, short_name
@@ -88,10 +88,7 @@ class Placed:
         """The SAE's newest complete index; None where it has none."""
         if self.run is None:
             return None
-        folders = [path for path in self.run.path.iterdir() if is_run(path)]
-        runs = [Run.open(path) for path in folders]
-        complete = [run for run in runs if run.kind == "index" and run.complete]
-        newest = max(complete, key=lambda run: run.manifest["created"], default=None)
+        newest = newest_run(self.run.path, "index")
         return None if newest is None else FeatureIndex.open(newest.path)
 
 

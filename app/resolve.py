@@ -14,7 +14,7 @@ from probe.diffusion import DiffusionModel
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
 from probe.models import load_model
-from probe.runs import MANIFEST, Run, find_runs, sha256_file
+from probe.runs import MANIFEST, Run, sha256_file
 from probe.sites import parse_site
 from probe.store import ActivationStore
 from saes.activations import activation_name
@@ -35,12 +35,6 @@ def weights_hash(sae_run: Run) -> str:
     if not sae_run.complete:
         raise Failure(f"{sae_run.path} is still in training; run `lorgnette train` again first.")
     return sha256_file(sae_run.path / WEIGHTS)
-
-
-def newest_index(sae_run: Run) -> Run | None:
-    """The newest complete feature index of an SAE; None where it has none."""
-    complete = [run for run in find_runs(sae_run.path, "index") if run.complete]
-    return max(complete, key=lambda run: (run.path / MANIFEST).stat().st_mtime, default=None)
 
 
 def store_of(sae_run: Run, root: Path, given: Path | None) -> ActivationStore:

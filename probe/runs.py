@@ -218,6 +218,12 @@ def find_runs(root: Path, kind: str | None = None) -> list[Run]:
     return [run for run in runs if kind is None or run.kind == kind]
 
 
+def newest_run(folder: Path, kind: str) -> Run | None:
+    """The newest complete run of a kind below a folder; None where there is none."""
+    complete = [run for run in find_runs(folder, kind) if run.complete]
+    return max(complete, key=lambda run: run.manifest["created"], default=None)
+
+
 def is_run_config(config: Any) -> bool:
     """Whether a `config.json` is a run's, and not one of the many that model folders hold."""
     return isinstance(config, dict) and isinstance(config.get("kind"), str)

@@ -12,7 +12,7 @@ from torch import Tensor
 from probe.adapters import Model
 from probe.errors import Failure, UserError
 from probe.models import Dtype
-from probe.runs import Run, find_runs
+from probe.runs import Run, find_runs, newest_run
 from saes.feature_queries import FeatureIndex
 from saes.folder import WEIGHTS, load_sae
 from saes.models import SparseAutoencoder
@@ -183,7 +183,5 @@ def _never_fires(sae: Run, feature: int) -> UserError:
 
 def newest_index(sae: Run) -> FeatureIndex | None:
     """The newest complete feature index of an SAE; None where there is none."""
-    runs = [run for run in find_runs(sae.path, "index") if run.complete]
-    if not runs:
-        return None
-    return FeatureIndex.open(max(runs, key=lambda run: run.manifest["created"]).path)
+    newest = newest_run(sae.path, "index")
+    return None if newest is None else FeatureIndex.open(newest.path)

@@ -300,7 +300,7 @@ def advance(
     if division.writes and (done or state.step % job.config.checkpoint_every == 0):
         save_checkpoint(job.run.path, state.step, *state_contents(state), division.holders)
     shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "fvu", "l0", "dead_share")}
-    return shown | {"tokens/s": f"{timing['tokens_per_s']:,.0f}"}
+    return shown | {"rows/s": f"{timing['tokens_per_s']:,.0f}"}
 
 
 def train_step(

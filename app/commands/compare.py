@@ -9,8 +9,8 @@ from tyro.conf import Positional, arg
 
 from app.commands.map import decoder_of
 from app.commands.options import Common, duration, find_run, plan, say
-from app.resolve import manifest_hash, newest_index, weights_hash
-from probe.runs import Run
+from app.resolve import manifest_hash, weights_hash
+from probe.runs import Run, newest_run
 from saes.comparison import CompareConfig, Dictionary, check_widths, compare
 from saes.feature_queries import FeatureIndex
 
@@ -46,7 +46,7 @@ def run(command: Command) -> Path | None:
     if command.common.dry_run:
         say(dry_run_plan(command.compare, [len(decoder) for decoder in decoders]))
         return None
-    indexes = [newest_index(sae_run) for sae_run in runs]
+    indexes = [newest_run(sae_run.path, "index") for sae_run in runs]
     hashed = [None if index is None else manifest_hash(index) for index in indexes]
     config = command.compare.run_config(
         first=hashes[0], second=hashes[1], indexes=(hashed[0], hashed[1])

@@ -11,7 +11,7 @@ from app.commands.options import Common, find_run, plan, say
 from app.resolve import manifest_hash, store_of, weights_hash
 from probe.errors import UserError
 from probe.models import resolve_device
-from probe.runs import Run, find_runs, sha256_file
+from probe.runs import Run, newest_run, sha256_file
 from probe.store import ActivationStore
 from saes.feature_queries import FeatureIndex
 from saes.folder import load_sae
@@ -80,7 +80,7 @@ def run(command: Command) -> Path | None:
     """Label, or say what labelling would take; gives the folder of the labels."""
     sae_run = find_run(command.sae, "sae", command.common.root)
     weights_hash(sae_run)
-    index = FeatureIndex.open(newest_index(sae_run).path)
+    index = FeatureIndex.open(index_of(sae_run).path)
     endpoint = named_endpoint(command)
     if index.of_images and endpoint is not None:
         raise UserError(
@@ -142,15 +142,15 @@ def label(
     return folder
 
 
-def newest_index(sae_run: Run) -> Run:
+def index_of(sae_run: Run) -> Run:
     """The SAE's newest complete index. Raises `UserError` where there is none."""
-    indexes = [run for run in find_runs(sae_run.path, "index") if run.complete]
-    if not indexes:
+    index = newest_run(sae_run.path, "index")
+    if index is None:
         raise UserError(
             f"{sae_run.path} has no complete feature index, which labels are made from; "
             f"run `lorgnette index {sae_run.path}` first."
         )
-    return max(indexes, key=lambda run: run.manifest["created"])
+    return index
 
 
 def named_endpoint(command: Command) -> Endpoint | None:

@@ -10,8 +10,8 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from app.commands.options import Common, duration, find_run, plan, say
-from app.resolve import manifest_hash, newest_index, weights_hash
-from probe.runs import Run
+from app.resolve import manifest_hash, weights_hash
+from probe.runs import Run, newest_run
 from saes.feature_queries import FeatureIndex
 from saes.folder import load_sae
 from saes.maps import CONTROLS, MapConfig, build_map
@@ -47,7 +47,7 @@ def run(command: Command) -> Path | None:
     sae_run = find_run(command.sae, "sae", root)
     weights = weights_hash(sae_run)
     twin_run = None if command.twin is None else find_run(command.twin, "sae", root)
-    index = newest_index(sae_run)
+    index = newest_run(sae_run.path, "index")
     config = command.map.run_config(
         sae=weights,
         index=None if index is None else manifest_hash(index),
