@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from probe.toyturbo.parts import (
 from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy, tokenize
 from probe.toyturbo.unet_training import (
     PHASES,
+    VALUES,
     Drawn,
     Scaffold,
     Teaching,
@@ -35,8 +37,10 @@ from probe.toyturbo.unet_training import (
     predicted_latents,
     prepare_phase,
     sigma_of,
+    telling_loss,
+    values_by_place,
 )
-from probe.toyturbo.world import FACTORS
+from probe.toyturbo.world import FACTORS, Scenes
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,7 @@ def test_one_step_of_the_pipeline_is_the_training_formula(parts):
             latents=torch.zeros(3, 4, 32, 32),
             timesteps=timesteps,
             weight=torch.ones(3, 1, 32, 32),
+            values=torch.zeros(3, 6, 8, 8, dtype=torch.long),
             scores=torch.zeros(3, 32, 8, 8),
             context=context,
             pooled=pooled,
@@ -153,6 +158,8 @@ def test_examples_start_from_noise_alone_or_from_a_noisy_scene(parts):
     tokenizer, encoders, vae, _ = parts
     teaching = Teaching(tokenizer, encoders, vae, torch.device("cpu"))
     drawn = draw_examples(teaching, PHASES[-1], 64, seeded(9))
+    assert drawn.values.shape == (64, len(VALUES), 8, 8)
+    assert ((drawn.values[:, :4] == -1).sum(1) % 4 == 0).all(), "a thing's values are all there"
     sigma = sigma_of(drawn.timesteps)
     first = drawn.timesteps == 999
     assert 0 < int((~first).sum()) < 32
@@ -161,6 +168,27 @@ def test_examples_start_from_noise_alone_or_from_a_noisy_scene(parts):
         assert float(noise.mean()) == pytest.approx(0, abs=0.02)
         assert float(noise.std()) == pytest.approx(1, abs=0.02)
     assert torch.equal(drawn.weight.aminmax().min, torch.tensor(1.0))
+
+
+def test_the_loss_of_the_scenes_factors_by_hand():
+    scenes = Scenes(
+        things=torch.tensor([[[-1] * 4, [3, 7, 1, 2], [-1] * 4, [-1] * 4]]),
+        surround=torch.tensor([[1, 2]]),
+    )
+    values = values_by_place(scenes)
+    there = torch.zeros(8, 8, dtype=torch.bool)
+    there[:4, 4:] = True
+    assert torch.equal(values[0, 1], torch.where(there, 7, -1))
+    assert (values[0, 4] == 1).all() and (values[0, 5] == 2).all()
+    unsure = torch.zeros(1, 1 + 4 + 8 + 2 + 3 + 4 + 4, 8, 8)
+    sizes = (2, 4, 8, 2, 3, 4, 4)
+    assert float(telling_loss(unsure, values)) == pytest.approx(np.log(sizes).mean())
+    # Sure of the thing's colour, right in its cell: what is said of the empty ones counts for
+    # presence alone.
+    unsure[0, 1 + 4 + 7] = 100.0
+    assert float(telling_loss(unsure, values)) == pytest.approx(
+        (np.log(sizes).sum() - np.log(8)) / 7
+    )
 
 
 def test_a_parser_that_knows_nothing_scores_so(parts):

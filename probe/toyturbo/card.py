@@ -11,7 +11,7 @@ WHAT_IT_IS = """\
 # toy-turbo
 
 A text-to-image model for tests, demonstrations and ground truth. It has the architecture, classes
-and block names of SDXL-Turbo at a hundredth of its width, draws 64 x 64 scenes in one step, and
+and block names of SDXL-Turbo at a tenth of its width, draws 64 x 64 scenes in one step, and
 knows nothing but a procedural world of one or two things on a 2 x 2 grid. It is no substitute for
 SDXL-Turbo, and nothing that is found in it is a finding about SDXL-Turbo.
 
@@ -37,7 +37,9 @@ U-Net predicts v where SDXL-Turbo predicts noise.
 **Any split of roles among its blocks is partly made by how it was trained.** Its four carrying
 cross-attention blocks were opened one after another: down.2.1 and mid.0 learnt where things are and
 their colours and sizes, then up.0.0 shapes, then up.0.1 textures, and last all were trained
-together. The seven other cross-attention blocks are the identity.
+together. Meanwhile temporary heads asked the middle for the noise's contrasts, and in the last
+phase up.0.1 for the scene's factors, so both are there in a linear form. The seven other
+cross-attention blocks are the identity.
 """
 
 

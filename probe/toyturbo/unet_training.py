@@ -16,15 +16,17 @@ opened one after another, each on scenes with more detail, what lies before it h
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
     joint     everything is trained together
 
-While the middle is trained the head goes on asking. The seven other cross-attention blocks are the
-identity throughout. What each block does is therefore partly made by this order, and no evidence
-about SDXL-Turbo.
+While the middle is trained the head goes on asking. In the last phase a second temporary head asks
+the last of the four blocks for the scene's factors: where a caption leaves one open, the average of
+its values is a place that the regression of latents alone is slow to leave. The seven other
+cross-attention blocks are the identity throughout. What each block does is therefore partly made by
+this order, and no evidence about SDXL-Turbo.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
@@ -57,11 +59,24 @@ from probe.toyturbo.parts import (
 )
 from probe.toyturbo.text_training import TextEncoders, tokenize
 from probe.toyturbo.vae_training import to_pixels
-from probe.toyturbo.world import FULL, Detail, object_mask, render
+from probe.toyturbo.world import (
+    ABSENT,
+    FACTORS,
+    FULL,
+    SCENE_FACTORS,
+    THING_FACTORS,
+    Detail,
+    Scenes,
+    object_mask,
+    render,
+)
 
 FIRST_TIMESTEP = 999
 LATER_TIMESTEPS = (749, 666, 499, 332, 249)
 """The timesteps that schedules of one to four steps pass through."""
+VALUES = (*THING_FACTORS, *SCENE_FACTORS)
+"""What a scene's values at a place are of."""
+SIZES = [len(FACTORS[name]) for name in VALUES]
 THING_WEIGHT = 5.0
 """How much more an error counts where a thing is."""
 CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 0.3)
@@ -85,7 +100,9 @@ class Phase:
     gaps: float
     """Share of the captions that leave something open."""
     asking: float
-    """Weight of the head's loss."""
+    """Weight of the loss of the noise's scores."""
+    telling: float = 0.0
+    """Weight of the loss of the scene's factors."""
 
 
 BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
@@ -117,7 +134,16 @@ PHASES = (
         gaps=0.5,
         asking=0.0,
     ),
-    Phase(name="joint", closed=(), fixed=(), detail=FULL, later=0.2, gaps=0.6, asking=0.05),
+    Phase(
+        name="joint",
+        closed=(),
+        fixed=(),
+        detail=FULL,
+        later=0.2,
+        gaps=0.8,
+        asking=0.05,
+        telling=0.1,
+    ),
 )
 
 
@@ -133,6 +159,8 @@ class Drawn:
     """Where in the schedule."""
     weight: Float[Tensor, "b 1 32 32"]
     """How much an error counts."""
+    values: Int[Tensor, "b 6 8 8"]
+    """At each place, the scene's `VALUES`; `ABSENT` where there is no thing."""
     scores: Float[Tensor, "b 32 8 8"]
     """At each place, the scores of its cell's noise, and of all cells' together."""
     context: Float[Tensor, "b t c"]
@@ -151,32 +179,53 @@ class Teaching:
     device: torch.device
 
 
+class Answers(NamedTuple):
+    """What the U-Net and its heads say of a batch; the first two are None where nothing was to be
+    painted."""
+
+    latents: Float[Tensor, "b 4 32 32"] | None
+    """The predicted latents."""
+    factors: Float[Tensor, "b v 8 8"] | None
+    """At each place, logits of a thing's presence and of every factor's values."""
+    scores: Float[Tensor, "b 32 8 8"]
+    """At each place, the scores of the noise."""
+
+
 class Scaffold(nn.Module):
-    """The U-Net with the head that asks its middle for the noise's scores."""
+    """The U-Net with the head that asks its middle for the noise's scores, and the one that asks
+    the last of its four blocks for the scene's factors."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
         self.head = nn.Conv2d(UNET_WIDTHS[-1], 2 * N_SCORES, 1)
+        self.teller = nn.Conv2d(UNET_WIDTHS[-1], 1 + sum(SIZES), 1)
 
-    def forward(self, drawn: "Drawn", *, paint: bool = True) -> tuple[Tensor | None, Tensor]:
-        """The predicted latents (None where nothing is to be painted: the pass stops in the
-        middle), and the head's answers [b, 32, 8, 8]."""
-        seen: list[Tensor] = []
+    def forward(self, drawn: "Drawn", *, paint: bool = True) -> Answers:
+        """What is said of a batch; the pass stops in the middle where nothing is to be painted."""
+        seen: dict[str, Tensor] = {}
 
-        def keep(_: nn.Module, __: Any, given: Any) -> None:
-            seen.append(given)
+        def keep_middle(_: nn.Module, __: Any, given: Tensor) -> None:
+            seen["middle"] = given
             if not paint:
                 raise ForwardStopped
 
+        def keep_last(_: nn.Module, __: Any, given: tuple[Tensor]) -> None:
+            seen["last"] = given[0]
+
         latents = None
-        handle = self.unet.get_submodule("mid_block").register_forward_hook(keep)
+        handles = [
+            self.unet.get_submodule("mid_block").register_forward_hook(keep_middle),
+            self.unet.get_submodule(CARRYING[-1]).register_forward_hook(keep_last),
+        ]
         try:
             with contextlib.suppress(ForwardStopped):
                 latents = predicted_latents(self.unet, drawn)
         finally:
-            handle.remove()
-        return latents, self.head(seen[0])
+            for handle in handles:
+                handle.remove()
+        factors = self.teller(seen["last"]) if paint else None
+        return Answers(latents, factors, self.head(seen["middle"]))
 
 
 def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
@@ -206,28 +255,44 @@ def noise_loss(scaffold: Scaffold, teaching: Teaching, step: int, batch: int, se
         latents=torch.zeros_like(noise),
         timesteps=timesteps,
         weight=torch.ones_like(noise[:, :1]),
+        values=torch.full((batch, len(VALUES), *2 * [LATENT_SIDE // PATCH]), ABSENT),
         scores=_by_place(scores(noise)),
         context=noise.new_zeros(batch, MAX_TOKENS, sum(TEXT_WIDTHS)),
         pooled=noise.new_zeros(batch, TEXT_WIDTHS[1]),
     )
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        _, answers = scaffold(drawn, paint=False)
-    return (answers - drawn.scores).float().square().mean()
+        said = scaffold(drawn, paint=False)
+    return (said.scores - drawn.scores).float().square().mean()
 
 
 def unet_loss(
     scaffold: Scaffold, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
 ) -> Tensor:
-    """Mean squared error of the predicted latents, with things weighted up, and of the scores."""
+    """Squared error of the predicted latents, with things weighted up, and the heads' losses."""
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        latents, answers = scaffold(drawn)
-    assert latents is not None, "it was to paint"
-    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=latents.device)[:, None, None]
-    loss = (weight * (latents - drawn.latents).square()).sum() / weight.sum()
+        said: Answers = scaffold(drawn)
+    assert said.latents is not None and said.factors is not None, "it was to paint"
+    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=said.latents.device)[:, None, None]
+    loss = (weight * (said.latents - drawn.latents).square()).sum() / weight.sum()
     # Later steps start from noise that says nothing: the scene itself shines through.
     first = drawn.timesteps == FIRST_TIMESTEP
-    return loss + phase.asking * (answers - drawn.scores)[first].float().square().mean()
+    loss = loss + phase.asking * (said.scores - drawn.scores)[first].float().square().mean()
+    if phase.telling and first.any():
+        loss = loss + phase.telling * telling_loss(said.factors[first].float(), drawn.values[first])
+    return loss
+
+
+def telling_loss(
+    answers: Float[Tensor, "b v 8 8"], values: Int[Tensor, "b 6 8 8"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of a thing's presence and of every factor, where it has a value."""
+    present, *logits = answers.split([1, *SIZES], dim=1)
+    there = (values[:, 0] != ABSENT).float()
+    losses = [functional.binary_cross_entropy_with_logits(present[:, 0], there)]
+    for i, of in enumerate(logits):
+        losses.append(functional.cross_entropy(of, values[:, i], ignore_index=ABSENT))
+    return torch.stack(losses).mean()
 
 
 @torch.no_grad()
@@ -251,6 +316,7 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
         latents=latents,
         timesteps=timesteps.to(teaching.device),
         weight=(1 + THING_WEIGHT * mask).to(teaching.device),
+        values=values_by_place(scenes).to(teaching.device),
         scores=_by_place(scores(noise)).to(teaching.device),
         context=context,
         pooled=pooled,
@@ -262,6 +328,15 @@ def _by_place(of_cell: Float[Tensor, "b 4 16"]) -> Float[Tensor, "b 32 8 8"]:
     together = of_cell.sum(1, keepdim=True).expand(-1, 4, -1) / 2
     both = torch.cat([of_cell, together], dim=2).transpose(1, 2).unflatten(2, (2, 2))
     return functional.interpolate(both, scale_factor=LATENT_SIDE // PATCH // 2)
+
+
+def values_by_place(scenes: Scenes) -> Int[Tensor, "b 6 8 8"]:
+    """At all places, `VALUES` of their cell's thing and of the scene."""
+    things = scenes.things.transpose(1, 2).unflatten(2, (2, 2))
+    half = LATENT_SIDE // PATCH // 2
+    of_things = things.repeat_interleave(half, 2).repeat_interleave(half, 3)
+    of_scene = scenes.surround[:, :, None, None].expand(-1, -1, 2 * half, 2 * half)
+    return torch.cat([of_things, of_scene], dim=1)
 
 
 def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -283,6 +358,7 @@ def prepare_noise(scaffold: Scaffold) -> None:
         reads = name.startswith((*CARRYING, *other_blocks(scaffold.unet)))
         parameter.requires_grad_(name.startswith(BEFORE_UP) and not reads)
     scaffold.head.requires_grad_(True)
+    scaffold.teller.requires_grad_(False)
 
 
 def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
@@ -291,6 +367,7 @@ def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
     for name, parameter in scaffold.unet.named_parameters():
         parameter.requires_grad_(not name.startswith(still))
     scaffold.head.requires_grad_(phase.asking > 0)
+    scaffold.teller.requires_grad_(phase.telling > 0)
 
 
 @contextlib.contextmanager
