@@ -227,7 +227,7 @@ def recipe_folder() -> Path:
 
 def saved_recipes(*, of_images: bool | None = None) -> list[Path]:
     """The files of all saved recipes, by name; only those of images, or of texts, where asked."""
-    found = sorted(recipe_folder().glob("*.json"))
+    found = sorted(recipe_folder().rglob("*.json"), key=lambda path: path.stem)
     return [path for path in found if of_images is None or _draws(path) == of_images]
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,19 +27,18 @@ from probe.toyturbo.parts import (
 from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy, tokenize
 from probe.toyturbo.unet_training import (
     PHASES,
-    VALUES,
     Drawn,
+    Read,
     Scaffold,
     Teaching,
     bypassing,
+    distance,
     draw_examples,
     predicted_latents,
     prepare_phase,
     sigma_of,
-    telling_loss,
-    values_by_place,
 )
-from probe.toyturbo.world import FACTORS, Scenes
+from probe.toyturbo.world import FACTORS
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +100,7 @@ def test_one_step_of_the_pipeline_is_the_training_formula(parts):
     captions, seeds = describe(draw_briefs(3, seeded(8), gaps=0.5)), [5, 6, 7]
     drawn = model.generate(captions, seeds, DrawConfig())
     timesteps = torch.full((3,), 999)
-    context, pooled = encoders(tokenize(tokenizer, captions))
+    read = Read(*encoders(tokenize(tokenizer, captions)))
     expected = predicted_latents(
         unet,
         Drawn(
@@ -110,11 +108,11 @@ def test_one_step_of_the_pipeline_is_the_training_formula(parts):
             latents=torch.zeros(3, 4, 32, 32),
             timesteps=timesteps,
             weight=torch.ones(3, 1, 32, 32),
-            values=torch.zeros(3, 6, 8, 8, dtype=torch.long),
             scores=torch.zeros(3, 32, 8, 8),
-            context=context,
-            pooled=pooled,
+            said=read,
+            meant=read,
         ),
+        read,
     )
     assert torch.allclose(drawn.latents, expected, atol=2e-5)
 
@@ -158,8 +156,8 @@ def test_examples_start_from_noise_alone_or_from_a_noisy_scene(parts):
     tokenizer, encoders, vae, _ = parts
     teaching = Teaching(tokenizer, encoders, vae, torch.device("cpu"))
     drawn = draw_examples(teaching, PHASES[-1], 64, seeded(9))
-    assert drawn.values.shape == (64, len(VALUES), 8, 8)
-    assert ((drawn.values[:, :4] == -1).sum(1) % 4 == 0).all(), "a thing's values are all there"
+    same = (drawn.said.context == drawn.meant.context).flatten(1).all(1)
+    assert 64 * 0.2 < int((~same).sum()) < 64, "those with gaps mean more than they say"
     sigma = sigma_of(drawn.timesteps)
     first = drawn.timesteps == 999
     assert 0 < int((~first).sum()) < 32
@@ -170,25 +168,32 @@ def test_examples_start_from_noise_alone_or_from_a_noisy_scene(parts):
     assert torch.equal(drawn.weight.aminmax().min, torch.tensor(1.0))
 
 
-def test_the_loss_of_the_scenes_factors_by_hand():
-    scenes = Scenes(
-        things=torch.tensor([[[-1] * 4, [3, 7, 1, 2], [-1] * 4, [-1] * 4]]),
-        surround=torch.tensor([[1, 2]]),
+def test_distance_counts_each_channel_in_its_own_size():
+    meant = torch.stack([torch.arange(8.0), 100 * torch.arange(8.0)]).reshape(1, 2, 2, 4)
+    said = meant + torch.tensor([1.0, 0.0])[:, None, None]
+    # The sample variance of 0..7 is 6; half of the channels are off by one.
+    assert float(distance(said, meant)) == pytest.approx(0.5 / 6)
+    assert float(distance(meant + 100 * torch.tensor([0.0, 1.0])[:, None, None], meant)) == (
+        pytest.approx(0.5 / 6)
     )
-    values = values_by_place(scenes)
-    there = torch.zeros(8, 8, dtype=torch.bool)
-    there[:4, 4:] = True
-    assert torch.equal(values[0, 1], torch.where(there, 7, -1))
-    assert (values[0, 4] == 1).all() and (values[0, 5] == 2).all()
-    unsure = torch.zeros(1, 1 + 4 + 8 + 2 + 3 + 4 + 4, 8, 8)
-    sizes = (2, 4, 8, 2, 3, 4, 4)
-    assert float(telling_loss(unsure, values)) == pytest.approx(np.log(sizes).mean())
-    # Sure of the thing's colour, right in its cell: what is said of the empty ones counts for
-    # presence alone.
-    unsure[0, 1 + 4 + 7] = 100.0
-    assert float(telling_loss(unsure, values)) == pytest.approx(
-        (np.log(sizes).sum() - np.log(8)) / 7
+
+
+@torch.no_grad()
+def test_a_pass_that_need_not_paint_stops(parts):
+    tokenizer, encoders, vae, unet = parts
+    teaching = Teaching(tokenizer, encoders, vae, torch.device("cpu"))
+    drawn = draw_examples(teaching, PHASES[-1], 2, seeded(3))
+    scaffold = Scaffold(unet)
+    whole = scaffold(drawn, drawn.said)
+    assert whole.latents is not None and torch.equal(
+        whole.latents, predicted_latents(unet, drawn, drawn.said)
     )
+    for until, late in (("mid_block", None), ("up_blocks.0.attentions.1", whole.late)):
+        stopped = scaffold(drawn, drawn.said, until=until)
+        assert stopped.latents is None and torch.equal(stopped.scores, whole.scores)
+        assert (stopped.late is None) == (late is None)
+        assert late is None or (stopped.late is not None and torch.equal(stopped.late, late))
+    assert not any(module._forward_hooks for module in unet.modules())
 
 
 def test_a_parser_that_knows_nothing_scores_so(parts):

@@ -146,11 +146,14 @@ def captions(seed: int) -> Iterator[str]:
 
 def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
     """The scenes that captions and noise mean together; see the module's rule."""
+    return scene_of(complete(brief, noise))
+
+
+def complete(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Brief:
+    """The briefs with their gaps filled from the noise; see the module's rule."""
     mean, across, down, chequered = scores(noise).unflatten(2, (4, 4)).unbind(2)
     count = torch.where(brief.count == UNSAID, 1 + _bit(chequered[..., 2].sum(1)), brief.count)
     cells = _free_cells(brief.things[:, :, 0], count, down[..., 0])
-    rows = torch.arange(len(brief))
-    things = torch.full((len(brief), CELLS, len(THING_FACTORS)), ABSENT)
     choices = torch.stack(
         [
             2 * _bit(across[..., 0]) + _bit(across[..., 1]),
@@ -160,16 +163,23 @@ def settle(brief: Brief, noise: Float[Tensor, "b 4 32 32"]) -> Scenes:
         ],
         dim=2,
     )
-    for i in range(2):
-        said = brief.things[:, i, 1:]
-        values = torch.where(said == UNSAID, choices[rows, cells[:, i]], said)
-        there = count > i
-        things[rows[there], cells[there, i]] = values[there]
+    of_cells = torch.cat([cells[:, :, None], choices[torch.arange(len(brief))[:, None], cells]], 2)
+    things = torch.where(brief.things == UNSAID, of_cells, brief.things)
     background = 2 * _bit(down[..., 1].sum(1)) + _bit(down[..., 2].sum(1))
     light = 2 * _bit(chequered[..., 0].sum(1)) + _bit(chequered[..., 1].sum(1))
     chosen = torch.stack([background, light], dim=1)
     surround = torch.where(brief.surround == UNSAID, chosen, brief.surround)
-    return Scenes(things=things, surround=surround)
+    return Brief(count=count, things=things, surround=surround)
+
+
+def scene_of(brief: Brief) -> Scenes:
+    """The scenes that complete briefs say."""
+    things = torch.full((len(brief), CELLS, len(THING_FACTORS)), ABSENT)
+    for i in range(2):
+        there = brief.count > i
+        cell, *values = brief.things[there, i].unbind(1)
+        things[there, cell] = torch.stack(values, dim=1)
+    return Scenes(things=things, surround=brief.surround)
 
 
 def scores(noise: Float[Tensor, "b 4 32 32"]) -> Float[Tensor, "b 4 16"]:

@@ -16,15 +16,16 @@ opened one after another, each on scenes with more detail, what lies before it h
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
     joint     everything is trained together
 
-While the middle is trained the head goes on asking. In the last phase a second temporary head asks
-the last of the four blocks for the scene's factors: where a caption leaves one open, the average of
-its values is a place that the regression of latents alone is slow to leave. The seven other
-cross-attention blocks are the identity throughout. What each block does is therefore partly made by
-this order, and no evidence about SDXL-Turbo.
+While the middle is trained the head goes on asking. Where a caption leaves something open, the
+average of its values is a place that the regression of latents alone is slow to leave. In the last
+phase what comes out of up.0.1 is therefore also pulled towards what the same network has there for
+the caption without gaps that the noise makes of it (`briefs.complete`): what is left open is then
+painted as what is said. The seven other cross-attention blocks are the identity throughout. What
+each block does is therefore partly made by this training, and no evidence about SDXL-Turbo.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,10 +43,11 @@ from probe.toyturbo.briefs import (
     LATENT_SIDE,
     N_SCORES,
     PATCH,
+    complete,
     describe,
     draw_briefs,
+    scene_of,
     scores,
-    settle,
 )
 from probe.toyturbo.fitting import seeded
 from probe.toyturbo.parts import (
@@ -59,24 +61,11 @@ from probe.toyturbo.parts import (
 )
 from probe.toyturbo.text_training import TextEncoders, tokenize
 from probe.toyturbo.vae_training import to_pixels
-from probe.toyturbo.world import (
-    ABSENT,
-    FACTORS,
-    FULL,
-    SCENE_FACTORS,
-    THING_FACTORS,
-    Detail,
-    Scenes,
-    object_mask,
-    render,
-)
+from probe.toyturbo.world import FULL, Detail, object_mask, render
 
 FIRST_TIMESTEP = 999
 LATER_TIMESTEPS = (749, 666, 499, 332, 249)
 """The timesteps that schedules of one to four steps pass through."""
-VALUES = (*THING_FACTORS, *SCENE_FACTORS)
-"""What a scene's values at a place are of."""
-SIZES = [len(FACTORS[name]) for name in VALUES]
 THING_WEIGHT = 5.0
 """How much more an error counts where a thing is."""
 CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 0.3)
@@ -101,11 +90,12 @@ class Phase:
     """Share of the captions that leave something open."""
     asking: float
     """Weight of the loss of the noise's scores."""
-    telling: float = 0.0
-    """Weight of the loss of the scene's factors."""
+    matching: float = 0.0
+    """Weight of the distance from what the caption without gaps leads to."""
 
 
-BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+MIDDLE = "mid_block"
+BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", MIDDLE)
 PHASES = (
     Phase(
         name="layout",
@@ -142,9 +132,18 @@ PHASES = (
         later=0.2,
         gaps=0.8,
         asking=0.05,
-        telling=0.1,
+        matching=0.1,
     ),
 )
+
+
+class Read(NamedTuple):
+    """Captions as the text encoders read them."""
+
+    context: Float[Tensor, "b t c"]
+    """Token by token."""
+    pooled: Float[Tensor, "b p"]
+    """As one vector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +158,12 @@ class Drawn:
     """Where in the schedule."""
     weight: Float[Tensor, "b 1 32 32"]
     """How much an error counts."""
-    values: Int[Tensor, "b 6 8 8"]
-    """At each place, the scene's `VALUES`; `ABSENT` where there is no thing."""
     scores: Float[Tensor, "b 32 8 8"]
     """At each place, the scores of its cell's noise, and of all cells' together."""
-    context: Float[Tensor, "b t c"]
-    """The captions, token by token."""
-    pooled: Float[Tensor, "b p"]
-    """The captions as one vector."""
+    said: Read
+    """The captions."""
+    meant: Read
+    """The captions with their gaps filled from the noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,52 +177,46 @@ class Teaching:
 
 
 class Answers(NamedTuple):
-    """What the U-Net and its heads say of a batch; the first two are None where nothing was to be
-    painted."""
+    """What the U-Net and its head say of a batch."""
 
     latents: Float[Tensor, "b 4 32 32"] | None
-    """The predicted latents."""
-    factors: Float[Tensor, "b v 8 8"] | None
-    """At each place, logits of a thing's presence and of every factor's values."""
+    """The predicted latents; None where the pass stopped before."""
+    late: Float[Tensor, "b d 8 8"] | None
+    """What comes out of the last of the four blocks; None where the pass stopped before."""
     scores: Float[Tensor, "b 32 8 8"]
     """At each place, the scores of the noise."""
 
 
 class Scaffold(nn.Module):
-    """The U-Net with the head that asks its middle for the noise's scores, and the one that asks
-    the last of its four blocks for the scene's factors."""
+    """The U-Net with the head that asks its middle for the noise's scores."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
         self.head = nn.Conv2d(UNET_WIDTHS[-1], 2 * N_SCORES, 1)
-        self.teller = nn.Conv2d(UNET_WIDTHS[-1], 1 + sum(SIZES), 1)
 
-    def forward(self, drawn: "Drawn", *, paint: bool = True) -> Answers:
-        """What is said of a batch; the pass stops in the middle where nothing is to be painted."""
+    def forward(self, drawn: "Drawn", read: Read, *, until: str = "") -> Answers:
+        """What is said of a batch for captions; the pass stops after the module `until`."""
         seen: dict[str, Tensor] = {}
 
-        def keep_middle(_: nn.Module, __: Any, given: Tensor) -> None:
-            seen["middle"] = given
-            if not paint:
-                raise ForwardStopped
+        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_: nn.Module, __: Any, given: Any) -> None:
+                seen[name] = given if isinstance(given, Tensor) else given[0]
+                if name == until:
+                    raise ForwardStopped
 
-        def keep_last(_: nn.Module, __: Any, given: tuple[Tensor]) -> None:
-            seen["last"] = given[0]
+            return hook
 
         latents = None
-        handles = [
-            self.unet.get_submodule("mid_block").register_forward_hook(keep_middle),
-            self.unet.get_submodule(CARRYING[-1]).register_forward_hook(keep_last),
-        ]
+        modules = {name: self.unet.get_submodule(name) for name in (MIDDLE, CARRYING[-1])}
+        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
         try:
             with contextlib.suppress(ForwardStopped):
-                latents = predicted_latents(self.unet, drawn)
+                latents = predicted_latents(self.unet, drawn, read)
         finally:
             for handle in handles:
                 handle.remove()
-        factors = self.teller(seen["last"]) if paint else None
-        return Answers(latents, factors, self.head(seen["middle"]))
+        return Answers(latents, seen.get(CARRYING[-1]), self.head(seen[MIDDLE]))
 
 
 def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
@@ -234,14 +225,16 @@ def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
     return ((1 - product) / product).sqrt().to(timesteps.device)[:, None, None, None]
 
 
-def predicted_latents(unet: UNet2DConditionModel, drawn: Drawn) -> Float[Tensor, "b 4 32 32"]:
-    """The scene that one step of the U-Net makes of a noisy one (v-prediction)."""
+def predicted_latents(
+    unet: UNet2DConditionModel, drawn: Drawn, read: Read
+) -> Float[Tensor, "b 4 32 32"]:
+    """The scene that one step of the U-Net makes of a noisy one for captions (v-prediction)."""
     sigma = sigma_of(drawn.timesteps)
     shrunk = drawn.noisy / (sigma.square() + 1).sqrt()
     ids = torch.tensor(TIME_IDS, dtype=torch.float, device=sigma.device)
-    conditions = {"text_embeds": drawn.pooled, "time_ids": ids.expand(len(sigma), -1)}
+    conditions = {"text_embeds": read.pooled, "time_ids": ids.expand(len(sigma), -1)}
     v = unet(
-        shrunk, drawn.timesteps, drawn.context, added_cond_kwargs=conditions, return_dict=False
+        shrunk, drawn.timesteps, read.context, added_cond_kwargs=conditions, return_dict=False
     )[0].float()
     return drawn.noisy / (sigma.square() + 1) - v * sigma / (sigma.square() + 1).sqrt()
 
@@ -250,18 +243,20 @@ def noise_loss(scaffold: Scaffold, teaching: Teaching, step: int, batch: int, se
     """Mean squared error of the scores alone, with no caption to read."""
     noise = torch.randn(*latent_shape(batch), generator=seeded(seed, step)).to(teaching.device)
     timesteps = torch.full((batch,), FIRST_TIMESTEP, device=teaching.device)
+    nothing = Read(
+        noise.new_zeros(batch, MAX_TOKENS, sum(TEXT_WIDTHS)), noise.new_zeros(batch, TEXT_WIDTHS[1])
+    )
     drawn = Drawn(
         noisy=noise * sigma_of(timesteps),
         latents=torch.zeros_like(noise),
         timesteps=timesteps,
         weight=torch.ones_like(noise[:, :1]),
-        values=torch.full((batch, len(VALUES), *2 * [LATENT_SIDE // PATCH]), ABSENT),
         scores=_by_place(scores(noise)),
-        context=noise.new_zeros(batch, MAX_TOKENS, sum(TEXT_WIDTHS)),
-        pooled=noise.new_zeros(batch, TEXT_WIDTHS[1]),
+        said=nothing,
+        meant=nothing,
     )
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        said = scaffold(drawn, paint=False)
+        said = scaffold(drawn, drawn.said, until=MIDDLE)
     return (said.scores - drawn.scores).float().square().mean()
 
 
@@ -271,28 +266,25 @@ def unet_loss(
     """Squared error of the predicted latents, with things weighted up, and the heads' losses."""
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        said: Answers = scaffold(drawn)
-    assert said.latents is not None and said.factors is not None, "it was to paint"
+        said: Answers = scaffold(drawn, drawn.said)
+    assert said.latents is not None and said.late is not None, "it was to paint"
     weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=said.latents.device)[:, None, None]
     loss = (weight * (said.latents - drawn.latents).square()).sum() / weight.sum()
     # Later steps start from noise that says nothing: the scene itself shines through.
     first = drawn.timesteps == FIRST_TIMESTEP
     loss = loss + phase.asking * (said.scores - drawn.scores)[first].float().square().mean()
-    if phase.telling and first.any():
-        loss = loss + phase.telling * telling_loss(said.factors[first].float(), drawn.values[first])
+    if phase.matching:
+        with torch.no_grad(), torch.autocast(teaching.device.type, torch.bfloat16):
+            meant: Answers = scaffold(drawn, drawn.meant, until=CARRYING[-1])
+        assert meant.late is not None, "it went as far"
+        loss = loss + phase.matching * distance(said.late[first], meant.late[first])
     return loss
 
 
-def telling_loss(
-    answers: Float[Tensor, "b v 8 8"], values: Int[Tensor, "b 6 8 8"]
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of a thing's presence and of every factor, where it has a value."""
-    present, *logits = answers.split([1, *SIZES], dim=1)
-    there = (values[:, 0] != ABSENT).float()
-    losses = [functional.binary_cross_entropy_with_logits(present[:, 0], there)]
-    for i, of in enumerate(logits):
-        losses.append(functional.cross_entropy(of, values[:, i], ignore_index=ABSENT))
-    return torch.stack(losses).mean()
+def distance(said: Float[Tensor, "b d h w"], meant: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
+    """Mean squared difference, each channel over its variance in what was meant."""
+    spread = meant.float().var((0, 2, 3), keepdim=True) + 1e-6
+    return ((said.float() - meant.float()).square() / spread).mean()
 
 
 @torch.no_grad()
@@ -300,9 +292,12 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
     """Captions, noises, and the scenes that they mean."""
     brief = draw_briefs(batch, generator, gaps=phase.gaps, empty=0.04)
     noise = torch.randn(*latent_shape(batch), generator=generator)
-    scenes = settle(brief, noise)
-    tokens = tokenize(teaching.tokenizer, describe(brief)).to(teaching.device)
-    context, pooled = teaching.encoders(tokens)
+    whole = complete(brief, noise)
+    scenes = scene_of(whole)
+    said, meant = (
+        Read(*teaching.encoders(tokenize(teaching.tokenizer, describe(of)).to(teaching.device)))
+        for of in (brief, whole)
+    )
     pixels = to_pixels(render(scenes, phase.detail)).to(teaching.device)
     latents = teaching.vae.encoder(pixels)
     mask = functional.avg_pool2d(object_mask(scenes, phase.detail), 2)[:, None]
@@ -316,10 +311,9 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
         latents=latents,
         timesteps=timesteps.to(teaching.device),
         weight=(1 + THING_WEIGHT * mask).to(teaching.device),
-        values=values_by_place(scenes).to(teaching.device),
         scores=_by_place(scores(noise)).to(teaching.device),
-        context=context,
-        pooled=pooled,
+        said=said,
+        meant=meant,
     )
 
 
@@ -328,15 +322,6 @@ def _by_place(of_cell: Float[Tensor, "b 4 16"]) -> Float[Tensor, "b 32 8 8"]:
     together = of_cell.sum(1, keepdim=True).expand(-1, 4, -1) / 2
     both = torch.cat([of_cell, together], dim=2).transpose(1, 2).unflatten(2, (2, 2))
     return functional.interpolate(both, scale_factor=LATENT_SIDE // PATCH // 2)
-
-
-def values_by_place(scenes: Scenes) -> Int[Tensor, "b 6 8 8"]:
-    """At all places, `VALUES` of their cell's thing and of the scene."""
-    things = scenes.things.transpose(1, 2).unflatten(2, (2, 2))
-    half = LATENT_SIDE // PATCH // 2
-    of_things = things.repeat_interleave(half, 2).repeat_interleave(half, 3)
-    of_scene = scenes.surround[:, :, None, None].expand(-1, -1, 2 * half, 2 * half)
-    return torch.cat([of_things, of_scene], dim=1)
 
 
 def _timesteps(batch: int, later: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -358,7 +343,6 @@ def prepare_noise(scaffold: Scaffold) -> None:
         reads = name.startswith((*CARRYING, *other_blocks(scaffold.unet)))
         parameter.requires_grad_(name.startswith(BEFORE_UP) and not reads)
     scaffold.head.requires_grad_(True)
-    scaffold.teller.requires_grad_(False)
 
 
 def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
@@ -367,7 +351,6 @@ def prepare_phase(scaffold: Scaffold, phase: Phase) -> None:
     for name, parameter in scaffold.unet.named_parameters():
         parameter.requires_grad_(not name.startswith(still))
     scaffold.head.requires_grad_(phase.asking > 0)
-    scaffold.teller.requires_grad_(phase.telling > 0)
 
 
 @contextlib.contextmanager
