@@ -170,12 +170,16 @@ def test_examples_start_from_noise_alone_or_from_a_noisy_scene(parts):
 
 def test_distance_counts_each_channel_in_its_own_size():
     meant = torch.stack([torch.arange(8.0), 100 * torch.arange(8.0)]).reshape(1, 2, 2, 4)
-    said = meant + torch.tensor([1.0, 0.0])[:, None, None]
-    # The sample variance of 0..7 is 6; half of the channels are off by one.
-    assert float(distance(said, meant)) == pytest.approx(0.5 / 6)
-    assert float(distance(meant + 100 * torch.tensor([0.0, 1.0])[:, None, None], meant)) == (
-        pytest.approx(0.5 / 6)
-    )
+    # The sample variance of 0..7 is 6; half of the channels are off by one, or by a hundred.
+    for off in ([1.0, 0.0], [0.0, 100.0]):
+        said = meant + torch.tensor(off)[:, None, None]
+        assert float(distance(said, meant)) == pytest.approx((0.5 / 6 + 1e-4) ** 0.5)
+    both = torch.cat([meant, meant])
+    said = both.clone()
+    said[1] += torch.tensor([1.0, 100.0])[:, None, None]
+    # The variance of 0..7 twice is 84 / 15; one image of two is off.
+    wanted = (1e-2 + (15 / 84 + 1e-4) ** 0.5) / 2
+    assert float(distance(said, both)) == pytest.approx(wanted)
 
 
 @torch.no_grad()

@@ -202,6 +202,15 @@ def test_a_thing_without_a_place_keeps_off_the_other():
     assert scene.factor("shape").tolist() == [[ABSENT, DISC, CROSS, ABSENT]]
 
 
+def test_a_factor_is_left_out_alone():
+    open_ = draw_briefs(400, seeded(4), gaps=1.0, alone=1.0)
+    things = open_.things[:, 0] == UNSAID
+    left_out = torch.cat([things, open_.surround == UNSAID], dim=1)
+    assert (left_out.sum(1) == 1).all() and (left_out.sum(0) > 400 / 7 / 2).all()
+    two = open_.count == 2
+    assert torch.equal(open_.things[two, 1] == UNSAID, things[two]), "of both things"
+
+
 def test_what_noise_decides_has_the_worlds_distribution():
     n, generator = 8000, seeded(2)
     nothing = draw_briefs(n, generator, empty=1.0)

@@ -66,13 +66,16 @@ class Brief:
         return Brief(count=self.count, things=things, surround=surround)
 
 
-def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float = 0.0) -> Brief:
+def draw_briefs(
+    n: int, generator: Generator, *, gaps: float = 0.0, alone: float = 0.0, empty: float = 0.0
+) -> Brief:
     """Random briefs.
 
     Args:
         n: how many.
         generator: decides.
         gaps: the chance that a brief has gaps; it then leaves out each factor with chance 0.3.
+        alone: the chance that one with gaps leaves out a single factor instead.
         empty: the chance that it says nothing at all.
     """
     sizes = [len(FACTORS[name]) for name in BRIEF_FACTORS[1:]]
@@ -85,6 +88,9 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
     with_gaps = torch.rand(n, generator=generator) < gaps
     nothing = torch.rand(n, generator=generator) < empty
     left_out = torch.rand(n, 2 * len(BRIEF_FACTORS) + 2, generator=generator) < 0.3
+    if alone:
+        one = _one_factor(n, generator)
+        left_out = torch.where(torch.rand(n, 1, generator=generator) < alone, one, left_out)
     left_out = left_out & with_gaps[:, None] | nothing[:, None]
     things = things.masked_fill(left_out[:, 2:].unflatten(1, (2, -1)), UNSAID)
     things[:, 1] = things[:, 1].masked_fill((count == 1)[:, None], UNSAID)
@@ -93,6 +99,14 @@ def draw_briefs(n: int, generator: Generator, *, gaps: float = 0.0, empty: float
         things=things,
         surround=torch.stack(surround, dim=1).masked_fill(left_out[:, :2], UNSAID),
     )
+
+
+def _one_factor(n: int, generator: Generator) -> Tensor:
+    """One factor of the scene, or of both of its things, each."""
+    n_scene, n_thing = len(SCENE_FACTORS), len(BRIEF_FACTORS)
+    chosen = _integers(n_scene + n_thing, (n,), generator)
+    of = functional.one_hot(chosen, n_scene + n_thing).bool()
+    return torch.cat([of, of[:, n_scene:]], dim=1)
 
 
 def _integers(size: int, shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -92,7 +92,7 @@ class ToyTurboConfig:
     )
     """Its fourth."""
     joint: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=4000, batch=16, lr=4e-4, ema=0.998)
+        default_factory=lambda: FitConfig(steps=3500, batch=16, lr=4e-4, ema=0.998)
     )
     """Its last."""
     judged: int = 1000

@@ -90,6 +90,8 @@ class Phase:
     """Share of the captions that leave something open."""
     asking: float
     """Weight of the loss of the noise's scores."""
+    alone: float = 0.0
+    """Share of these that leave one factor open and no other."""
     matching: float = 0.0
     """Weight of the distance from what the caption without gaps leads to."""
 
@@ -132,7 +134,8 @@ PHASES = (
         later=0.2,
         gaps=0.8,
         asking=0.05,
-        matching=0.1,
+        alone=0.7,
+        matching=0.3,
     ),
 )
 
@@ -282,15 +285,19 @@ def unet_loss(
 
 
 def distance(said: Float[Tensor, "b d h w"], meant: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
-    """Mean squared difference, each channel over its variance in what was meant."""
+    """Mean Euclidean distance of an image, each channel over its deviation in what was meant.
+
+    It is not squared, so that a factor that takes little room there counts as one that takes much.
+    """
     spread = meant.float().var((0, 2, 3), keepdim=True) + 1e-6
-    return ((said.float() - meant.float()).square() / spread).mean()
+    squared = ((said.float() - meant.float()).square() / spread).mean((1, 2, 3))
+    return (squared + 1e-4).sqrt().mean()
 
 
 @torch.no_grad()
 def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Generator) -> Drawn:
     """Captions, noises, and the scenes that they mean."""
-    brief = draw_briefs(batch, generator, gaps=phase.gaps, empty=0.04)
+    brief = draw_briefs(batch, generator, gaps=phase.gaps, alone=phase.alone, empty=0.04)
     noise = torch.randn(*latent_shape(batch), generator=generator)
     whole = complete(brief, noise)
     scenes = scene_of(whole)
