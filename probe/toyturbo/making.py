@@ -8,6 +8,7 @@ Every part is seeded and checkpointed; a killed run goes on where it was and end
 weights as one that never stopped, on the same machine.
 """
 
+import copy
 import math
 import shutil
 from collections.abc import Callable
@@ -92,7 +93,7 @@ class ToyTurboConfig:
     )
     """Its fourth."""
     joint: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=3500, batch=16, lr=4e-4, ema=0.998)
+        default_factory=lambda: FitConfig(steps=3000, batch=16, lr=4e-4, ema=0.998)
     )
     """Its last."""
     judged: int = 1000
@@ -212,13 +213,14 @@ class _Maker:
         for phase in PHASES:
             left_out = [*other_blocks(unet), *phase.closed]
             idle(unet, left_out)
+            before = copy.deepcopy(scaffold).requires_grad_(False)
             prepare_phase(scaffold, phase)
-            with bypassing(unet, left_out):
+            with bypassing(unet, left_out), bypassing(before.unet, left_out):
                 self._fitted(
                     phase.name,
                     scaffold,
-                    lambda m, s, f, seed, phase=phase: unet_loss(
-                        m, teaching, phase, s, f.batch, seed
+                    lambda m, s, f, seed, before=before, phase=phase: unet_loss(
+                        m, before, teaching, phase, s, f.batch, seed
                     ),
                 )
         return unet.requires_grad_(False)

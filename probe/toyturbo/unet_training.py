@@ -18,10 +18,11 @@ opened one after another, each on scenes with more detail, what lies before it h
 
 While the middle is trained the head goes on asking. Where a caption leaves something open, the
 average of its values is a place that the regression of latents alone is slow to leave. In the last
-phase what comes out of up.0.1 is therefore also pulled towards what the same network has there for
-the caption without gaps that the noise makes of it (`briefs.complete`): what is left open is then
-painted as what is said. The seven other cross-attention blocks are the identity throughout. What
-each block does is therefore partly made by this training, and no evidence about SDXL-Turbo.
+phase what comes out of up.0.1 is therefore also pulled towards what the network had there at the
+beginning of the phase for the caption without gaps that the noise makes of it (`briefs.complete`):
+what is left open is then painted as what is said. The seven other cross-attention blocks are the
+identity throughout. What each block does is therefore partly made by this training, and no evidence
+about SDXL-Turbo.
 """
 
 import contextlib
@@ -264,9 +265,16 @@ def noise_loss(scaffold: Scaffold, teaching: Teaching, step: int, batch: int, se
 
 
 def unet_loss(
-    scaffold: Scaffold, teaching: Teaching, phase: Phase, step: int, batch: int, seed: int
+    scaffold: Scaffold,
+    before: Scaffold,
+    teaching: Teaching,
+    phase: Phase,
+    step: int,
+    batch: int,
+    seed: int,
 ) -> Tensor:
-    """Squared error of the predicted latents, with things weighted up, and the heads' losses."""
+    """Squared error of the predicted latents, with things weighted up; the head's loss, and the
+    distance from what the network `before` the phase has where the caption is complete."""
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
     with torch.autocast(teaching.device.type, torch.bfloat16):
         said: Answers = scaffold(drawn, drawn.said)
@@ -278,7 +286,7 @@ def unet_loss(
     loss = loss + phase.asking * (said.scores - drawn.scores)[first].float().square().mean()
     if phase.matching:
         with torch.no_grad(), torch.autocast(teaching.device.type, torch.bfloat16):
-            meant: Answers = scaffold(drawn, drawn.meant, until=CARRYING[-1])
+            meant: Answers = before(drawn, drawn.meant, until=CARRYING[-1])
         assert meant.late is not None, "it went as far"
         loss = loss + phase.matching * distance(said.late[first], meant.late[first])
     return loss
