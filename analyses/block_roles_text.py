@@ -45,9 +45,9 @@ def _the_model() -> str:
         "**The split between toy-turbo's blocks is partly made by its training**, which opened "
         f"them one after another on scenes with more and more detail ({opened}; its model card "
         "says how). What patching finds is therefore also a check of the method: does it find the "
-        "split that training put there? All seven other attention blocks are the identity; "
-        "convolutions and skip connections are not, and may do work that no patch of a block "
-        "shows."
+        "split that training put there? All seven other attention blocks are the identity; skip "
+        "connections and residual blocks, which are given the caption as one vector beside the "
+        "timestep, are not, and may do work that no patch of a block shows."
     )
 
 

@@ -161,10 +161,10 @@ def test_the_split_is_the_one_that_training_makes():
     """What the report says of toy-turbo's training is what its phases do."""
     names = {f"{b.split('.')[0]}.{b.split('.')[1]}" for b in OPENED["position"]}
     assert names == {"down.2", "mid.0"}
-    layout, shape, texture, joint = PHASES
+    layout, shape, texture, gaps, joint = PHASES
     assert layout.closed == CARRYING[2:] and not layout.detail.shapes
     assert shape.closed == CARRYING[3:] and shape.detail.shapes and not shape.detail.textures
-    assert texture.closed == joint.closed == () and texture.detail.textures
+    assert texture.closed == gaps.closed == joint.closed == () and texture.detail.textures
     assert OPENED["shape"] == ("up.0.0",) and OPENED["texture"] == ("up.0.1",)
 
 

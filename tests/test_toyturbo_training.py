@@ -26,6 +26,7 @@ from probe.toyturbo.parts import (
 )
 from probe.toyturbo.text_training import Parser, TextEncoders, parsing_accuracy, tokenize
 from probe.toyturbo.unet_training import (
+    PAINTING,
     PHASES,
     Drawn,
     Read,
@@ -141,13 +142,14 @@ def test_phases_train_what_they_say(parts):
         prepare_phase(scaffold, phase)
         return {name for name, p in scaffold.unet.named_parameters() if p.requires_grad}
 
-    layout, shape, texture, joint = map(trained, PHASES)
+    layout, shape, texture, gaps, joint = map(trained, PHASES)
     up = {"up_blocks.0.attentions.0.proj_out.weight", "up_blocks.0.attentions.1.proj_out.weight"}
     assert "mid_block.attentions.0.proj_out.weight" in layout and not layout & up
     assert shape & up == {"up_blocks.0.attentions.0.proj_out.weight"}
     assert texture & up == {"up_blocks.0.attentions.1.proj_out.weight"}
     assert not any(name.startswith(("down_blocks", "mid_block")) for name in shape | texture)
-    assert joint >= layout | shape | texture
+    assert gaps > up and not any(name.startswith(PAINTING) for name in gaps)
+    assert joint >= layout | shape | texture | gaps
     assert not any(name.startswith("up_blocks.0.attentions.2") for name in joint)
 
 
@@ -192,11 +194,12 @@ def test_a_pass_that_need_not_paint_stops(parts):
     assert whole.latents is not None and torch.equal(
         whole.latents, predicted_latents(unet, drawn, drawn.said)
     )
-    for until, late in (("mid_block", None), ("up_blocks.0.attentions.1", whole.late)):
+    assert len(whole.blocks) == 4
+    for until, n_blocks in (("mid_block", 2), ("up_blocks.0.attentions.1", 4)):
         stopped = scaffold(drawn, drawn.said, until=until)
         assert stopped.latents is None and torch.equal(stopped.scores, whole.scores)
-        assert (stopped.late is None) == (late is None)
-        assert late is None or (stopped.late is not None and torch.equal(stopped.late, late))
+        assert len(stopped.blocks) == n_blocks
+        assert all(map(torch.equal, stopped.blocks, whole.blocks))
     assert not any(module._forward_hooks for module in unet.modules())
 
 
@@ -214,6 +217,7 @@ CONFIG = ToyTurboConfig(
     layout=TINY,
     shape=TINY,
     texture=TINY,
+    gaps=TINY,
     joint=TINY,
     judged=4,
     judged_seeds=2,

@@ -36,10 +36,10 @@ U-Net predicts v where SDXL-Turbo predicts noise.
 
 **Any split of roles among its blocks is partly made by how it was trained.** Its four carrying
 cross-attention blocks were opened one after another: down.2.1 and mid.0 learnt where things are and
-their colours and sizes, then up.0.0 shapes, then up.0.1 textures, and last all were trained
-together. Meanwhile a temporary head asked the middle for the noise's contrasts, and in the last
-phase what up.0.1 gives for a caption with gaps was pulled towards what it gave for the complete
-one. The seven other cross-attention blocks are the identity.
+their colours and sizes, then up.0.0 shapes, then up.0.1 textures; then what the four give for a
+caption with gaps was pulled towards what they gave for the complete one, and last all were trained
+together. Meanwhile a temporary head asked the middle for the noise's contrasts. The seven other
+cross-attention blocks are the identity.
 """
 
 

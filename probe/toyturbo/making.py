@@ -1,4 +1,4 @@
-"""Making toy-turbo: text encoders, autoencoder, reader, then the U-Net in four phases.
+"""Making toy-turbo: text encoders, autoencoder, reader, then the U-Net in six phases.
 
     <folder>/work/<part>.safetensors    checkpoints, removed when all is done
     <folder>/                           a folder in diffusers' format (fp16), reader.safetensors,
@@ -53,7 +53,7 @@ from probe.toyturbo.vae_training import vae_loss
 
 KIND, SCHEMA = "toy-turbo", 1
 READER, CARD = "reader.safetensors", "card.json"
-PARTS = ("text", "vae", "reader", "noise", "layout", "shape", "texture", "joint")
+PARTS = ("text", "vae", "reader", "noise", "layout", "shape", "texture", "gaps", "joint")
 """What is trained, in order; `ToyTurboConfig` has a fit for each."""
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -92,8 +92,12 @@ class ToyTurboConfig:
         default_factory=lambda: FitConfig(steps=4000, batch=16, lr=5e-4, ema=0.998)
     )
     """Its fourth."""
+    gaps: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=2000, batch=64, lr=5e-4, ema=0.998)
+    )
+    """Its fifth."""
     joint: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=3000, batch=16, lr=4e-4, ema=0.998)
+        default_factory=lambda: FitConfig(steps=2000, batch=16, lr=2e-4, ema=0.998)
     )
     """Its last."""
     judged: int = 1000

@@ -6,23 +6,24 @@ of the last phase's examples are later steps of a schedule of two to four, from 
 the scene, so that more steps work too.
 
 Left to itself such a network takes noise for a nuisance, and does everything in the first block
-that reads the caption. Here it first learns to see what the noise says, and then its blocks are
-opened one after another, each on scenes with more detail, what lies before it held fast:
+that reads the caption. Here it first learns to see what the noise says, then its blocks are opened
+one after another, each on scenes with more detail, what lies before it held fast, and then it
+learns to use the noise:
 
     noise     nothing is drawn: a temporary head asks the middle's output, at every place, for the
               scores of the noise that settle what captions leave open (`briefs.scores`)
     layout    down.2.1 and mid.0 read the caption; every thing is a plain disc
     shape     up.0.0 opens; things have their shapes; everything before the up path is fixed
     texture   up.0.1 opens; things have their textures; up.0.0's attention is fixed too
-    joint     everything is trained together
+    gaps      nothing is drawn: what comes out of the four blocks for a caption with gaps is pulled
+              towards what came out of them, before this phase, for the caption without gaps that
+              the noise makes of it (`briefs.complete`); what paints it is fixed
+    joint     everything is trained together, and still pulled
 
-While the middle is trained the head goes on asking. Where a caption leaves something open, the
-average of its values is a place that the regression of latents alone is slow to leave. In the last
-phase what comes out of up.0.1 is therefore also pulled towards what the network had there at the
-beginning of the phase for the caption without gaps that the noise makes of it (`briefs.complete`):
-what is left open is then painted as what is said. The seven other cross-attention blocks are the
-identity throughout. What each block does is therefore partly made by this training, and no evidence
-about SDXL-Turbo.
+The pull is there because the average of a factor's values is a place that the regression of latents
+leaves slowly or never. While the middle is trained the head goes on asking. The seven other
+cross-attention blocks are the identity throughout. What each block does is therefore partly made by
+this training, and no evidence about SDXL-Turbo.
 """
 
 import contextlib
@@ -94,11 +95,22 @@ class Phase:
     alone: float = 0.0
     """Share of these that leave one factor open and no other."""
     matching: float = 0.0
-    """Weight of the distance from what the caption without gaps leads to."""
+    """Weight of the distance from what the caption without gaps led to before the phase."""
+    paints: bool = True
+    """Whether anything is drawn."""
 
 
 MIDDLE = "mid_block"
 BEFORE_UP = ("conv_in", "time_embedding", "add_embedding", "down_blocks", MIDDLE)
+PAINTING = (
+    "up_blocks.0.resnets.2",
+    "up_blocks.0.upsamplers",
+    "up_blocks.1",
+    "up_blocks.2",
+    "conv_norm_out",
+    "conv_out",
+)
+"""What lies after the four blocks."""
 PHASES = (
     Phase(
         name="layout",
@@ -128,15 +140,27 @@ PHASES = (
         asking=0.0,
     ),
     Phase(
+        name="gaps",
+        closed=(),
+        fixed=PAINTING,
+        detail=FULL,
+        later=0.0,
+        gaps=0.8,
+        asking=0.05,
+        alone=0.7,
+        matching=1.0,
+        paints=False,
+    ),
+    Phase(
         name="joint",
         closed=(),
         fixed=(),
         detail=FULL,
         later=0.2,
-        gaps=0.8,
+        gaps=0.6,
         asking=0.05,
-        alone=0.7,
-        matching=0.3,
+        alone=0.5,
+        matching=0.1,
     ),
 )
 
@@ -185,8 +209,8 @@ class Answers(NamedTuple):
 
     latents: Float[Tensor, "b 4 32 32"] | None
     """The predicted latents; None where the pass stopped before."""
-    late: Float[Tensor, "b d 8 8"] | None
-    """What comes out of the last of the four blocks; None where the pass stopped before."""
+    blocks: list[Float[Tensor, "b d 8 8"]]
+    """What comes out of the four blocks; of those that the pass came to."""
     scores: Float[Tensor, "b 32 8 8"]
     """At each place, the scores of the noise."""
 
@@ -212,7 +236,7 @@ class Scaffold(nn.Module):
             return hook
 
         latents = None
-        modules = {name: self.unet.get_submodule(name) for name in (MIDDLE, CARRYING[-1])}
+        modules = {name: self.unet.get_submodule(name) for name in (MIDDLE, *CARRYING)}
         handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
         try:
             with contextlib.suppress(ForwardStopped):
@@ -220,7 +244,8 @@ class Scaffold(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return Answers(latents, seen.get(CARRYING[-1]), self.head(seen[MIDDLE]))
+        blocks = [seen[name] for name in CARRYING if name in seen]
+        return Answers(latents, blocks, self.head(seen[MIDDLE]))
 
 
 def sigma_of(timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
@@ -276,19 +301,22 @@ def unet_loss(
     """Squared error of the predicted latents, with things weighted up; the head's loss, and the
     distance from what the network `before` the phase has where the caption is complete."""
     drawn = draw_examples(teaching, phase, batch, seeded(seed, step))
+    until = "" if phase.paints else CARRYING[-1]
     with torch.autocast(teaching.device.type, torch.bfloat16):
-        said: Answers = scaffold(drawn, drawn.said)
-    assert said.latents is not None and said.late is not None, "it was to paint"
-    weight = drawn.weight * torch.tensor(CHANNEL_WEIGHTS, device=said.latents.device)[:, None, None]
-    loss = (weight * (said.latents - drawn.latents).square()).sum() / weight.sum()
+        said: Answers = scaffold(drawn, drawn.said, until=until)
     # Later steps start from noise that says nothing: the scene itself shines through.
     first = drawn.timesteps == FIRST_TIMESTEP
-    loss = loss + phase.asking * (said.scores - drawn.scores)[first].float().square().mean()
+    loss = phase.asking * (said.scores - drawn.scores)[first].float().square().mean()
+    if said.latents is not None:
+        channels = torch.tensor(CHANNEL_WEIGHTS, device=teaching.device)[:, None, None]
+        weight = drawn.weight * channels
+        loss = loss + (weight * (said.latents - drawn.latents).square()).sum() / weight.sum()
     if phase.matching:
         with torch.no_grad(), torch.autocast(teaching.device.type, torch.bfloat16):
             meant: Answers = before(drawn, drawn.meant, until=CARRYING[-1])
-        assert meant.late is not None, "it went as far"
-        loss = loss + phase.matching * distance(said.late[first], meant.late[first])
+        pairs = zip(said.blocks, meant.blocks, strict=True)
+        apart = [distance(one[first], other[first]) for one, other in pairs]
+        loss = loss + phase.matching * torch.stack(apart).mean()
     return loss
 
 
@@ -313,8 +341,9 @@ def draw_examples(teaching: Teaching, phase: Phase, batch: int, generator: Gener
         Read(*teaching.encoders(tokenize(teaching.tokenizer, describe(of)).to(teaching.device)))
         for of in (brief, whole)
     )
-    pixels = to_pixels(render(scenes, phase.detail)).to(teaching.device)
-    latents = teaching.vae.encoder(pixels)
+    latents = torch.zeros_like(noise, device=teaching.device)
+    if phase.paints:
+        latents = teaching.vae.encoder(to_pixels(render(scenes, phase.detail)).to(teaching.device))
     mask = functional.avg_pool2d(object_mask(scenes, phase.detail), 2)[:, None]
     timesteps, start = _timesteps(batch, phase.later, generator)
     # A first step starts from noise alone, as the pipeline does: nothing of the scene is in it.
