@@ -265,11 +265,13 @@ def pushes_figure(measured: Measured) -> go.Figure:
             doses = sorted(of["dose"].unique())
             lines.append(Line(name=kind, x=doses, y=[mean_of(by_value[d]) for d in doses]))
         shown[block] = lines
-    return plots.panels(
-        shown, title="Does adding a value's best feature bring the value about?",
-        x=Axis(title="Dose (times the mean activation)", log=True),
-        y=Axis(title="Became the value", percent=True), columns=len(shown),
+    figure = plots.panels(
+        shown, title="What adding a value's best feature brings about",
+        x=Axis(title="Dose (times the mean activation)", log=True, ticks=measured.settings.doses),
+        y=Axis(title="Became the value", percent=True), columns=2,
     )  # fmt: skip
+    figure.update_yaxes(matches="y", rangemode="nonnegative")
+    return figure
 
 
 def locality_figure(measured: Measured) -> go.Figure:

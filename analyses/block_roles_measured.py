@@ -137,7 +137,7 @@ PRESETS = {
     ),
     "full": Settings(
         images=2000, pairs=128, features=16, transports=16, per_feature=6, scored=64, top=12,
-        doses=(2.0, 4.0, 8.0, 16.0), factors=(0.0, 2.0, 4.0), counts=(5, 10, 20, 40, 80),
+        doses=(4.0, 8.0, 16.0, 32.0), factors=(0.0, 2.0, 4.0), counts=(5, 10, 20, 40, 80),
         neuron_counts=(20, 80, 320, 640), strengths=(1.0, 2.0), steering=(0.25, 0.5, 1.0, 2.0),
     ),
 }  # fmt: skip

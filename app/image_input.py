@@ -16,7 +16,10 @@ from app import data, views
 from probe.errors import UserError
 
 SEED, MOST_SEED, MOST_STEPS, MOST_GUIDANCE = 42, 2**32 - 1, 1000, 30.0
-TOY_EXAMPLE = "a large red striped disc at the top left and a small cyan cross at the bottom right"
+TOY_EXAMPLE = (
+    "a large red striped disc at the top left and a small cyan plain cross at the bottom right "
+    "on a grey background lit from above"
+)
 EXAMPLES = (
     "a sloth in a suit reading a newspaper, cinematic photo",
     "a lighthouse on a cliff in a storm, oil painting",

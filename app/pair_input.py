@@ -10,7 +10,7 @@ from app import data, image_input
 from app.image_input import Asked
 from app.mask_canvas import Rows
 
-TOY_SOURCE = "a large green striped disc at the top left and a small cyan cross at the bottom right"
+TOY_SOURCE = image_input.TOY_EXAMPLE.replace("red", "green")
 SOURCE = "a wolf in a suit reading a newspaper, cinematic photo"
 KEY = "pair_source"
 Aggregate = Literal["first", "mean"]
