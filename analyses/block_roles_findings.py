@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Float64
 
 from analyses.block_roles_locality import KINDS
-from analyses.block_roles_measured import CLAIMED, OPENED, OWN, ROLES, Frame, Measured, Method, Role
+from analyses.block_roles_measured import (
+    CLAIMED,
+    DECIDES,
+    OPENED,
+    OWN,
+    ROLES,
+    Frame,
+    Measured,
+    Method,
+    Role,
+)
 from analyses.block_roles_numbers import (
     accuracy_draws,
     at_matched_cost,
@@ -96,7 +106,7 @@ def _verdict(
 
 
 def _role_moved(measured: Measured, block: str) -> Verdict | None:
-    """Does swapping the block's update move its factors more often than another block's does?"""
+    """Does swapping the block's update move most of its factors' pairs, and more than another's?"""
     if block not in measured.blocks or len(measured.blocks) < 2:
         return None
     role = CLAIMED[block]
@@ -105,13 +115,17 @@ def _role_moved(measured: Measured, block: str) -> Verdict | None:
     rivals = [b for b in measured.blocks if b != block]
     nearest = max(rivals, key=lambda b: ratio(units[b].sum(), len(units[b])))
     difference = mean_of((units[block] - units[nearest]).dropna())
+    moved = {factor: moved_share(measured, block, factor).value for factor in ROLES[role]}
+    one_by_one = ", ".join(
+        f"{name} {100 * share:.3g} %" for name, share in moved.items() if not np.isnan(share)
+    )
     return _verdict(
         measured,
         f"{block} is the block that decides {WORDS[role]}",
-        f"share of these factors that become the source's when the update is swapped: {shown}; "
-        f"{block} less {nearest}, which comes nearest",
+        f"share of these factors that become the source's when the update is swapped: {shown} "
+        f"({block} one by one: {one_by_one}); {block} less {nearest}, which comes nearest",
         difference,
-        holds=difference.above(0),
+        holds=difference.above(0) and bool(units[block].mean() >= DECIDES),
     )
 
 

@@ -53,6 +53,8 @@ but they can also be written by what is no attention block."""
 CARRYING = ("down.2.1", "mid.0", "up.0.0", "up.0.1")
 ALL_BLOCKS = "all"
 """Stands for all the study's blocks together."""
+DECIDES = 0.5
+"""Share of the pairs of a role's factors that a block must move to be said to decide the role."""
 OWN = 0.8
 """F1 on held-out images from which a value of a factor has a feature of its own."""
 

@@ -1,6 +1,6 @@
 """What was done in the block-roles study, and how to read it, in words."""
 
-from analyses.block_roles_measured import CLAIMED, OPENED, OWN, ROLES, Measured
+from analyses.block_roles_measured import CLAIMED, DECIDES, OPENED, OWN, ROLES, Measured
 from analyses.block_roles_pushes import steps_dose
 
 OF_OTHERS = (
@@ -82,7 +82,9 @@ def _causation(measured: Measured) -> str:
         "over pairs. The paper's words are taken to mean: "
         + "; ".join(f"{role}: {', '.join(factors)}" for role, factors in ROLES.items())
         + ". A claim about a block compares it with the block that comes nearest, caption by "
-        f"caption; claimed are {', '.join(f'{b} {role}' for b, role in CLAIMED.items())}."
+        f"caption, and holds where it comes before that one and moves at least "
+        f"{100 * DECIDES:.0f} % of its factors' pairs; claimed are "
+        f"{', '.join(f'{b} {role}' for b, role in CLAIMED.items())}."
     )
 
 

@@ -11,10 +11,19 @@ from sklearn.metrics import f1_score, roc_auc_score
 from analyses import block_roles_numbers, block_roles_scores
 from analyses.block_roles_causes import compared
 from analyses.block_roles_drawing import Change, moved
-from analyses.block_roles_findings import neighbours
+from analyses.block_roles_findings import neighbours, verdicts
 from analyses.block_roles_images import BlockCodes, by_quarter, quarter_of
 from analyses.block_roles_locality import amounts, controls, shares, split_means, suitable
-from analyses.block_roles_measured import FACTORS, OPENED, OUTCOMES, PRESETS, Config, settle
+from analyses.block_roles_measured import CARRYING as CARRYING_SITES
+from analyses.block_roles_measured import (
+    FACTORS,
+    OPENED,
+    OUTCOMES,
+    PRESETS,
+    Config,
+    Measured,
+    settle,
+)
 from analyses.block_roles_pairs import make_pairs, outcomes
 from analyses.block_roles_probes import (
     PAIR,
@@ -447,3 +456,31 @@ def test_options_take_the_presets_values_unless_named():
     assert settle(Config(preset="full", pairs=7)).pairs == 7
     with pytest.raises(UserError, match="images must be at least 20, got 3"):
         settle(Config(images=3))
+
+
+# --------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_block_decides_a_role_that_it_mostly_moves():
+    """Before all other blocks, and at least half of the pairs: one factor of four is not enough."""
+    share = {
+        ("down.2.1", "position"): 1.0, ("down.2.1", "size"): 0.75, ("mid.0", "size"): 0.25,
+        ("up.0.0", "shape"): 0.25, ("up.0.1", "texture"): 1.0,
+    }  # fmt: skip
+    rows = [
+        {"weights": "trained", "what": "patch", "block": block, "factor": factor, "unit": unit,
+         "counts": True, "moved": unit < 4 * share.get((block, factor), 0.0)}
+        for block in CARRYING_SITES for factor in FACTORS for unit in range(4)
+    ]  # fmt: skip
+    measured = Measured(
+        config=Config(), settings=replace(PRESETS["quick"], pairs=4), model="toy-turbo",
+        blocks=CARRYING_SITES, twins=(), known=True, fidelity={},
+        tables={"causes": pd.DataFrame(rows)},
+    )  # fmt: skip
+    found = {v.claim.split()[2]: v for v in verdicts(measured) if "decides" in v.claim}
+    assert {block: v.holds for block, v in found.items()} == {
+        "down.2.1": True, "up.0.0": False, "up.0.1": False,
+    }  # fmt: skip
+    assert found["down.2.1"].value == pytest.approx(0.875 - 0.125)
+    assert "one by one: position 100 %, size 75 %" in found["down.2.1"].statistic
+    assert "colour 0 %, texture 100 %, background 0 %" in found["up.0.1"].statistic
