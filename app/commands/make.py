@@ -37,7 +37,7 @@ class Command:
 class ToyTurbo:
     """Train toy-turbo: text encoders, autoencoder, attribute reader, U-Net; then judge it.
 
-    A few hours on two cores, minutes on a GPU. It goes on from its last checkpoint.
+    Some three hours on two cores, less on a GPU. It goes on from its last checkpoint.
 
     Example: lorgnette make toy-turbo --effort 0.01 --root /tmp/try
     """
