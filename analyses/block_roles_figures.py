@@ -31,6 +31,8 @@ from analyses.plots import Axis, Line, Point
 from probe.pictures import decode
 from probe.toyturbo.world import FACTORS
 
+WORTH_NAMING = 0.1
+"""Share moved from which a point of transport has its name beside it."""
 SHADES = [[0.0, plots.PAPER], [0.5, "#d9a9be"], [1.0, plots.PLUM]]
 """From nothing to all."""
 DARK = 0.6
@@ -330,19 +332,20 @@ def widths_figure(measured: Measured) -> go.Figure:
     """Variance explained and values with their own feature, against k, by width."""
     table, n = measured.table("widths"), measured.settings.images
     shown: dict[str, list[Line]] = {}
-    columns = {"explained": "variance explained"}
+    columns = {"explained": "explained"}
     if measured.known:
-        columns["owned"] = "values with own feature"
+        columns["owned"] = "values found"
     for column, words in columns.items():
         for block in measured.blocks:
             of = table[table["block"] == block]
-            shown[f"{block}, {words}"] = [
+            shown[f"{block}: {words}"] = [
                 _line(f"{width} features", part.sort_values("k"), "k", column, n)
                 for width, part in of.groupby("d_sae")
             ]
     return plots.panels(
-        shown, title="What k and width trade", x=Axis(title="k", log=True), y=Axis(title="Share"),
-        columns=len(measured.blocks),
+        shown, title="Variance explained, and values with a feature of their own",
+        x=Axis(title="k", log=True, ticks=tuple(sorted({float(k) for k in table["k"]}))),
+        y=Axis(title="Share"), columns=len(measured.blocks),
     )  # fmt: skip
 
 
@@ -379,9 +382,10 @@ def transport_figure(measured: Measured) -> go.Figure:
     shown = []
     for (method, k, m), of in counted.groupby(["method", "k", "m"], sort=False):
         name = f"m {m:g}" if k == 0 else f"{k}, m {m:g}"
-        shown.append(
-            Point(name=name, x=share_of(of["others"]), y=share_of(of["moved"]), group=str(method))
-        )
+        moved = share_of(of["moved"])
+        # Names of the many that move nothing would lie on each other; the table has them.
+        name = name if moved.value > WORTH_NAMING else ""
+        shown.append(Point(name=name, x=share_of(of["others"]), y=moved, group=str(method)))
     return plots.points(
         shown, title="Transport between captions: success against cost (k, m)",
         x=Axis(title="Something else changed", percent=True),
