@@ -148,6 +148,28 @@ def firing_of(texts: Sequences, examples: Examples, pool: Pool | None, feature: 
     return Firing(feature=feature, flat=flat, values=values[first], rows=sides)
 
 
+def choose_negatives(
+    rng: np.random.Generator, hard: Bool[np.ndarray, " k"], n_natural: int, wanted: int
+) -> tuple[Int[np.ndarray, " n"], int]:
+    """Which of `k` silent contexts test a label: hard ones first, then others at random.
+
+    Args:
+        rng: draws them.
+        hard: which ones hold a token that drives the feature.
+        n_natural: how many, the first, stand for contexts at random.
+        wanted: of both together; `HARD_SHARE` of them hard, or more where others are too few.
+
+    Returns the chosen places, and how many of them, the first, were chosen as hard.
+    """
+    held = rng.permutation(np.flatnonzero(hard))
+    natural = rng.permutation(n_natural)
+    n_hard = min(len(held), max(round(wanted * HARD_SHARE), wanted - n_natural))
+    free = np.ones(len(hard), bool)
+    free[held[:n_hard]] = False
+    easy = natural[free[natural]][: wanted - n_hard]
+    return np.concatenate([held[:n_hard], easy]), n_hard
+
+
 class Cut:
     """All sequences cut into blocks of one width, with what every feature asks of them."""
 
@@ -245,14 +267,8 @@ class Sampler:
         mark = np.zeros(texts.words.nothing + 1, bool)
         mark[driving] = True
         rng = np.random.default_rng([self.seed, firing.feature, side == "test"])
-        hard = rng.permutation(np.flatnonzero(in_row(mark[tokens])))
-        natural = rng.permutation(n_natural)
-        wanted = N_NEGATIVE[side]
-        n_hard = min(len(hard), max(round(wanted * HARD_SHARE), wanted - n_natural))
-        free = np.ones(len(known), bool)
-        free[hard[:n_hard]] = False
-        easy = natural[free[natural]][: wanted - n_hard]
-        negative = known[np.concatenate([hard[:n_hard], easy])]
+        tests, n_hard = choose_negatives(rng, in_row(mark[tokens]), n_natural, N_NEGATIVE[side])
+        negative = known[tests]
         return Contexts(width=width, positive=positive, negative=negative, n_hard=n_hard)
 
     def strongest(self, feature: int, width: int) -> Int[np.ndarray, " b"]:

@@ -16,25 +16,25 @@ caption has one of the `HARD_TOKENS` words that are most over-represented where 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
-from tqdm import tqdm
 
 from probe.errors import UserError
 from saes.feature_queries import FeatureIndex
 from saes.label_captions import Captions, areas_of, image_phrase, in_area
 from saes.label_contexts import (
-    HARD_SHARE,
     HARD_TOKENS,
     LEAST_SILENT,
     N_NEGATIVE,
     Contexts,
     Examples,
     Firing,
+    choose_negatives,
     firing_of,
 )
 from saes.label_detection import score_answers
@@ -49,8 +49,8 @@ from saes.label_making import (
 )
 from saes.label_pool import Pool
 from saes.label_rules import Part, Rule
-from saes.label_schema import LABELS, LabelConfig
-from saes.labels import counted, other_places, scored
+from saes.label_schema import LabelConfig
+from saes.labels import Judged, counted, label_table, scored
 
 CUTS = (1, 2, 4)
 """Into how many parts an image is cut each way."""
@@ -143,19 +143,11 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedInImages(Judged):
     """A feature's rule and the contexts that test it."""
 
-    feature: int
-    """The feature."""
     cut: int
     """Into how many parts images are cut each way."""
-    rule: Rule
-    """What was made of the making half."""
-    making: float | None
-    """Its score on the contexts that it was made from; None where there are too few."""
-    contexts: Contexts
-    """Held-out contexts."""
 
 
 class ImageSubject:
@@ -217,17 +209,11 @@ class ImageSubject:
         known, n_natural = self.silent(firing, side, n)
         held = self.images.captions.holds(driving, self.captions_of(known, n))
         rng = np.random.default_rng([self.config.seed, firing.feature, side == "test"])
-        hard = rng.permutation(np.flatnonzero(held))
-        natural = rng.permutation(n_natural)
-        wanted = N_NEGATIVE[side]
-        n_hard = min(len(hard), max(round(wanted * HARD_SHARE), wanted - n_natural))
-        free = np.ones(len(known), bool)
-        free[hard[:n_hard]] = False
-        easy = natural[free[natural]][: wanted - n_hard]
+        tests, n_hard = choose_negatives(rng, held, n_natural, N_NEGATIVE[side])
         return Contexts(
             width=self.images.stride // (n * n),
             positive=positive,
-            negative=known[np.concatenate([hard[:n_hard], easy])],
+            negative=known[tests],
             n_hard=n_hard,
         )
 
@@ -252,7 +238,7 @@ class ImageSubject:
         return found
 
 
-def judge(subject: ImageSubject, feature: int) -> Judged:
+def judge(subject: ImageSubject, feature: int) -> JudgedInImages:
     """Make a feature's rule and choose the contexts that test it."""
     images = subject.images
     firing = firing_of(images, subject.examples, subject.pool, feature)
@@ -265,7 +251,7 @@ def judge(subject: ImageSubject, feature: int) -> Judged:
         said = subject.matches(rule, making.blocks, n)
         score = score_answers(said, len(making.positive))
         value = score and score.value
-    return Judged(feature=feature, cut=n, rule=rule, making=value, contexts=testing)
+    return JudgedInImages(feature=feature, cut=n, rule=rule, making=value, contexts=testing)
 
 
 def make_rule(subject: ImageSubject, making: Contexts, n: int) -> Rule:
@@ -342,21 +328,16 @@ def area_atoms(making: Contexts, n: int) -> list[Atom]:
 
 def image_labels(subject: ImageSubject, *, progress: bool = True) -> pd.DataFrame:
     """A label for every living feature, with its score and control; columns are `LABELS`."""
-    judged = [
-        judge(subject, feature)
-        for feature in tqdm(subject.living, desc="label", unit=" features", disable=not progress)
-    ]
-    rng = np.random.default_rng(subject.config.seed)
-    rows = []
-    for place, found in enumerate(
-        tqdm(judged, desc="score", unit=" features", disable=not progress)
-    ):
-        others = other_places(rng, len(judged), place, subject.config.controls)
-        rows.append(_row(subject, found, [judged[other].rule for other in others]))
-    return pd.DataFrame(rows, columns=LABELS.names)
+    return label_table(
+        subject.living,
+        subject.config,
+        partial(judge, subject),
+        partial(_row, subject),
+        progress=progress,
+    )
 
 
-def _row(subject: ImageSubject, judged: Judged, others: Sequence[Rule]) -> dict[str, Any]:
+def _row(subject: ImageSubject, judged: JudgedInImages, others: Sequence[Rule]) -> dict[str, Any]:
     """A row of labels.parquet."""
     words, contexts, n = subject.images.captions.words, judged.contexts, judged.cut
     blocks, n_positive = contexts.blocks, len(contexts.positive)

@@ -14,9 +14,10 @@ Whether an offline label is true of the feature is what its score says; a featur
 describes gets a label all the same, and a score near 1/2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -130,17 +131,46 @@ def judge(subject: Subject, feature: int) -> Judged:
 
 def offline_labels(subject: Subject, *, progress: bool = True) -> pd.DataFrame:
     """A label for every living feature, from the index alone, with its score and control."""
+    return label_table(
+        subject.living,
+        subject.config,
+        partial(judge, subject),
+        partial(_row, subject),
+        progress=progress,
+    )
+
+
+J = TypeVar("J", bound=Judged)
+
+
+def label_table(
+    features: Sequence[int],
+    config: LabelConfig,
+    judge: Callable[[int], J],
+    row: Callable[[J, Sequence[Rule]], dict[str, Any]],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """A label for every feature, with its score and control; columns are `LABELS`.
+
+    Args:
+        features: what is labelled.
+        config: how many other features' rules are the control, and the seed that draws them.
+        judge: makes a feature's rule and chooses the contexts that test it.
+        row: a row of labels.parquet, of a feature and the rules that it is compared with.
+        progress: show two progress bars.
+    """
     judged = [
-        judge(subject, feature)
-        for feature in tqdm(subject.living, desc="label", unit=" features", disable=not progress)
+        judge(feature)
+        for feature in tqdm(features, desc="label", unit=" features", disable=not progress)
     ]
-    rng = np.random.default_rng(subject.config.seed)
+    rng = np.random.default_rng(config.seed)
     rows = []
     for place, found in enumerate(
         tqdm(judged, desc="score", unit=" features", disable=not progress)
     ):
-        others = other_places(rng, len(judged), place, subject.config.controls)
-        rows.append(_row(subject, found, [judged[other].rule for other in others]))
+        others = other_places(rng, len(judged), place, config.controls)
+        rows.append(row(found, [judged[other].rule for other in others]))
     return pd.DataFrame(rows, columns=LABELS.names)
 
 

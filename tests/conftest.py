@@ -1,11 +1,14 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from artifact_tree import Tree, make_report, make_tree
 from browsing import ARGUMENTS, CHROMIUM, serving
+from dashboard_pages import ENTRY
+from streamlit.testing.v1 import AppTest
 
 from probe.errors import Failure
 from probe.language import LanguageModel
@@ -38,6 +41,20 @@ def smollm2() -> LanguageModel:
         return load_language_model("smollm2", dtype="float32")
     except Failure as failure:
         pytest.skip(f"SmolLM2 cannot be had here: {failure}")
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    """Opens a page of the dashboard on a root."""
+
+    def open_page(root: Path, page: str, **query: str) -> AppTest:
+        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
+        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.switch_page(f"pages/{page}.py").run()
+
+    return open_page
 
 
 # ------------------------------------------------------------- a real browser on a real server

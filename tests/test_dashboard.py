@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from artifact_tree import D_SAE, Tree, make_report, make_tree
+from dashboard_pages import ENTRY, htmls, words
 from streamlit.testing.v1 import AppTest
 
 from saes.notes import Notes
 
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 PAGES = ("overview", "features", "feature", "prompt_lab", "training", "reports")
 
 
@@ -20,31 +20,6 @@ def tree(tmp_path_factory) -> Tree:
     made = make_tree(tmp_path_factory.mktemp("dashboard"))
     make_report(made.root)
     return made
-
-
-@pytest.fixture
-def at_root(monkeypatch):
-    """Opens a page of the dashboard on a root."""
-
-    def open_page(root: Path, page: str, **query: str) -> AppTest:
-        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
-        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.switch_page(f"pages/{page}.py").run()
-
-    return open_page
-
-
-def words(app: AppTest) -> str:
-    """All text a person can read on the page."""
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.warning, app.error, app.info)
-    texts = [element.value for kind in kinds for element in kind]
-    return "\n".join([*texts, *(element.value for element in app.code), *htmls(app)])
-
-
-def htmls(app: AppTest) -> list[str]:
-    return [element.proto.body for element in app.html]
 
 
 @pytest.mark.parametrize("page", PAGES)

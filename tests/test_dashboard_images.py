@@ -7,12 +7,11 @@ import io
 import json
 import re
 import urllib.parse
-from pathlib import Path
 
 import numpy as np
 import pytest
+from dashboard_pages import htmls, words
 from image_index_tree import D_SAE, GRID, ImageTree, make_image_tree
-from streamlit.testing.v1 import AppTest
 
 from app.commands import label
 from app.commands.map import Command as Map
@@ -22,8 +21,6 @@ from app.tiles import Tile, colours, heat_pixels, picture_url, pixels_url, tile_
 from probe.pictures import decode
 from saes.feature_queries import FeatureIndex
 from saes.label_schema import LabelConfig
-
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +36,6 @@ def tree(tmp_path_factory) -> ImageTree:
 @pytest.fixture(scope="module")
 def index(tree) -> FeatureIndex:
     return FeatureIndex.open(next(tree.sae.path.glob("index-*")))
-
-
-@pytest.fixture
-def at_root(monkeypatch):
-    """Opens a page of the dashboard on a root."""
-
-    def open_page(root: Path, page: str, **query: str) -> AppTest:
-        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
-        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.switch_page(f"pages/{page}.py").run()
-
-    return open_page
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.warning, app.error, app.info)
-    return "\n".join([element.value for kind in kinds for element in kind] + htmls(app))
-
-
-def htmls(app: AppTest) -> list[str]:
-    return [element.proto.body for element in app.html]
 
 
 @pytest.mark.parametrize(

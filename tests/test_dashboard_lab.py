@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from artifact_tree import Tree
+from dashboard_pages import ENTRY, words
 from streamlit.testing.v1 import AppTest
 
 from probe.runs import read_json
 from probe.toy import byte_tokenizer
 
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 TEXT, OTHER = "Anna met Tom.", "Anna met Kim."
 
@@ -49,11 +49,6 @@ def type_token(app: AppTest, key: str, text: str) -> None:
 
 def figures(app: AppTest) -> list[dict]:
     return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.warning, app.error, app.info)
-    return "\n".join(element.value for kind in kinds for element in kind)
 
 
 def test_every_token_with_its_strongest_features(lab):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from artifact_tree import K, Tree, make_wide_tree
+from dashboard_pages import ENTRY, words
 from streamlit.testing.v1 import AppTest
 
 from app.commands import compare, map, train
@@ -17,7 +18,6 @@ from saes.activations import TopK
 from saes.maps import MapConfig, read_map
 from saes.training import TrainConfig
 
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 D_SAE = 48
 
 
@@ -60,28 +60,8 @@ def full(bare, tmp_path_factory) -> tuple[Path, Run, Run]:
     return root, first, second
 
 
-@pytest.fixture
-def at_root(monkeypatch):
-    """Opens a page of the dashboard on a root."""
-
-    def open_page(root: Path, page: str, **query: str) -> AppTest:
-        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
-        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.switch_page(f"pages/{page}.py").run()
-
-    return open_page
-
-
 def figure(app: AppTest, place: int = 0) -> dict:
     return json.loads(app.get("plotly_chart")[place].proto.spec)
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.warning, app.info)
-    texts = [element.value for kind in kinds for element in kind]
-    return "\n".join([*texts, *(element.proto.body for element in app.html)])
 
 
 @pytest.mark.parametrize("page", ["map", "compare"])

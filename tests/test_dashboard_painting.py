@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dashboard_pages import ENTRY, words
 from image_tree import BLOCKS, D_SAE, ImageTree, loaded_sae, make_image_tree, make_sae
 from PIL import Image
 from streamlit.components.v2.component_manager import BidiComponentManager
@@ -31,7 +32,6 @@ from saes.recipes import Strength, read_recipe, recipe_from, to_json
 from saes.scales import SCALES
 from saes.transport import Pair, feature_scores, steering_recipe, transport_recipe
 
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 PROMPT, SEED = "a red circle", 7
 BLOCK = BLOCKS[0]
 
@@ -64,11 +64,6 @@ def widget(kind, label: str):
 def press(app: AppTest, label: str, nth: int = 0) -> AppTest:
     [one for one in app.button if one.label == label][nth].click()
     return app.run()
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.warning, app.error, app.info, app.subheader, app.title)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
 def fine(app: AppTest) -> AppTest:

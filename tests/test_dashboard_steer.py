@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from artifact_tree import D_SAE, Tree
+from dashboard_pages import ENTRY, words
 from streamlit.testing.v1 import AppTest
 
 from app.recipe_editor import parsed_span, span_text
 from probe.errors import UserError
 from saes.recipes import Feature, read_recipe
-
-ENTRY = Path(__file__).parent.parent / "app" / "dashboard.py"
 
 
 @pytest.fixture
@@ -35,11 +34,6 @@ def widget(kind, label: str):
 def press(app: AppTest, label: str) -> AppTest:
     widget(app.button, label).click()
     return app.run()
-
-
-def words(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.warning, app.error, app.subheader)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
 def test_a_feature_from_the_address_is_steered(page, browsed):
