@@ -32,7 +32,7 @@ from probe.pictures import decode
 from probe.toyturbo.world import FACTORS
 
 WORTH_NAMING = 0.1
-"""Share moved from which a point of transport has its name beside it."""
+"""Share moved from which a point of transport with the least or most units has a name beside it."""
 SHADES = [[0.0, plots.PAPER], [0.5, "#d9a9be"], [1.0, plots.PLUM]]
 """From nothing to all."""
 DARK = 0.6
@@ -379,12 +379,14 @@ def transport_figure(measured: Measured) -> go.Figure:
     """Success against cost of every way of transport and setting."""
     table = measured.table("transports")
     counted = table[table["counts"].astype(bool)]
+    ends = counted.groupby("method")["k"].agg(["min", "max"])
     shown = []
     for (method, k, m), of in counted.groupby(["method", "k", "m"], sort=False):
         name = f"m {m:g}" if k == 0 else f"{k}, m {m:g}"
         moved = share_of(of["moved"])
-        # Names of the many that move nothing would lie on each other; the table has them.
-        name = name if moved.value > WORTH_NAMING else ""
+        # All names would lie on each other; the table has them.
+        named = moved.value > WORTH_NAMING and k in ends.loc[method].to_list()
+        name = name if named else ""
         shown.append(Point(name=name, x=share_of(of["others"]), y=moved, group=str(method)))
     return plots.points(
         shown, title="Transport between captions: success against cost (k, m)",

@@ -39,6 +39,8 @@ LINE_HEIGHT = 19
 """Pixels between the names of two lines."""
 PANEL_HEIGHT = 250
 """Pixels of a row of panels."""
+LEGEND_HEIGHT = 30
+"""Pixels of a legend between the title and rows of panels."""
 GAP = 1
 """Pixels between the images of a grid."""
 
@@ -198,11 +200,13 @@ def panels(
     figure.update_yaxes(title={"text": y.title, "font": {"size": 13}}, col=1)
     figure.for_each_xaxis(lambda axis: axis.update(title_text=""))
     figure.update_xaxes(title={"text": x.title, "font": {"size": 13}}, row=n_rows)
+    top = ABOVE + LEGEND_HEIGHT
+    height = top + BELOW + PANEL_HEIGHT * n_rows
     figure.update_layout(
-        height=ABOVE + BELOW + PANEL_HEIGHT * n_rows,
-        margin={"r": 24},
-        legend={"orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 1,
-                "xanchor": "right"},
+        height=height,
+        margin={"r": 24, "t": top},
+        legend={"orientation": "h", "y": 1 - 0.7 * ABOVE / height, "yref": "container",
+                "yanchor": "top", "x": 0.01, "xref": "container", "xanchor": "left"},
     )  # fmt: skip
     return figure
 
