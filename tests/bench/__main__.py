@@ -1,12 +1,22 @@
-"""`make bench`: measure everything, show the tables, write the report."""
+"""`make bench`: measure everything, show the tables, write the report.
+
+`python -m tests.bench images index` measures those two and only shows them.
+"""
 
 import logging
+import sys
 from pathlib import Path
+
+import pandas as pd
+import tyro
+from tyro.conf import Positional
 
 from analyses.report import Report
 from app.commands.options import say
+from probe.errors import UserError
 from probe.runs import Run, git_commit, machine
 from tests.bench import bench_step, capture, clicks, image_clicks, images, index, map, steering
+from tests.browsing import CHROMIUM
 
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
 them; the last column is the median of the ratios within a round. Dense autograd is the same TopK
@@ -23,27 +33,42 @@ manifest included, and one without pictures stops each drawing after the last bl
 images are with four SAEs of 512 features in memory, each on an image not drawn before."""
 
 
-def main() -> None:
-    """Measure and write `artifacts/reports/bench/`."""
+BENCHES = {
+    "training_step": bench_step.measure,
+    "parts_of_the_step": bench_step.parts,
+    "top_afa_selection": bench_step.selections,
+    "capture": capture.measure,
+    "images": images.measure,
+    "index": index.measure,
+    "steering": steering.measure,
+    "clicks": clicks.measure,
+    "map": map.measure,
+    "image_clicks": image_clicks.measure,
+}
+IN_A_BROWSER = ("clicks", "map", "image_clicks")
+
+
+def main(names: Positional[tuple[str, ...]] = ()) -> None:
+    """Measure, show the tables, and write `artifacts/reports/bench/` where all were measured.
+
+    Args:
+        names: which benches; all that can run here if not given.
+    """
     logging.basicConfig(level=logging.WARNING)
+    if unknown := sorted(set(names) - set(BENCHES)):
+        raise UserError(f"no bench is named {', '.join(unknown)}; there are {', '.join(BENCHES)}.")
+    here = [name for name in BENCHES if CHROMIUM.exists() or name not in IN_A_BROWSER]
     tables = {}
-    benches = {
-        "training_step": bench_step.measure,
-        "parts_of_the_step": bench_step.parts,
-        "top_afa_selection": bench_step.selections,
-        "capture": capture.measure,
-        "images": images.measure,
-        "index": index.measure,
-        "steering": steering.measure,
-    }
-    if clicks.CHROMIUM.exists():
-        benches["clicks"] = clicks.measure
-        benches["map"] = map.measure
-        benches["image_clicks"] = image_clicks.measure
-    for name, measure in benches.items():
+    for name in names or here:
         say(f"measuring {name}")
-        tables[name] = measure()
+        tables[name] = BENCHES[name]()
         say(tables[name].to_string(index=False, float_format="{:.4g}".format))
+    if not names:
+        write(tables)
+
+
+def write(tables: dict[str, pd.DataFrame]) -> None:
+    """Write the report."""
     config = {"kind": "report", "study": "bench", "commit": git_commit(), "machine": machine()}
     run = Run.create(Path("artifacts/reports/bench"), "cpu", config)
     Report(title="Benchmarks of the hot paths", text=TEXT, tables=tables).write(
@@ -53,4 +78,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        sys.exit(str(error))
