@@ -49,8 +49,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright
 
+# Two processes, each with whole files: they wait for browsers and kernels much of their time.
 test: lint types model browser
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev model browser
 	$(BIN)/pytest -m slow

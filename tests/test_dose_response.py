@@ -1,6 +1,7 @@
 """The dose-response study: its controls are of matched norm, its numbers those of a slow loop."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -148,17 +149,18 @@ def test_a_recipe_stands_out_against_the_nearest_control_only():
 
 
 def test_the_study_writes_a_report_and_finds_it_again(browsed, steering, tmp_path):
-    path = tmp_path / "five.json"
+    path, root = tmp_path / "five.json", tmp_path / "artifacts"
     write_recipe(steering.recipe, path)
+    shutil.copytree(browsed.root, root)
     config = replace(SMALL, recipes=(str(path),), twin=browsed.sae.path.name)
     assert dose_response.estimate(config)["recipes"] == str(path)
-    run = dose_response.run(config, browsed.root)
+    run = dose_response.run(config, root)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert len(metrics["verdicts"]) == 3
     assert set(metrics["numbers"]) == {
         f"five/{m}" for m in ("tokens", "text", "kl", "ce", "repetition")
     }
-    assert dose_response.run(config, browsed.root).path == run.path
+    assert dose_response.run(config, root).path == run.path
     table = pd.read_parquet(next((run.path / "tables").glob("*every_dose.parquet")))
     assert len(table) == 5 * 4 * 2
 
