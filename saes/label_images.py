@@ -144,7 +144,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedInImages(Judged):
-    """A feature's rule and the contexts that test it."""
+    """The same of an image feature, with how finely its contexts are cut."""
 
     cut: int
     """Into how many parts images are cut each way."""

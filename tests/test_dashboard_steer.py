@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from artifact_tree import D_SAE, Tree
-from dashboard_pages import ENTRY, words
+from dashboard_pages import words
 from streamlit.testing.v1 import AppTest
 
 from app.recipe_editor import parsed_span, span_text
@@ -14,15 +14,11 @@ from saes.recipes import Feature, read_recipe
 
 
 @pytest.fixture
-def page(browsed: Tree, monkeypatch):
+def page(browsed: Tree, at_root):
     """Opens the page on the small tree, with a query."""
 
     def open_page(root: Path = browsed.root, **query: str) -> AppTest:
-        monkeypatch.setenv("LORGNETTE_ROOT", str(root))
-        app = AppTest.from_file(str(ENTRY), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.switch_page("pages/steer.py").run()
+        return at_root(root, "steer", **query)
 
     return open_page
 

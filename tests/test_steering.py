@@ -395,6 +395,7 @@ def test_both_texts_and_what_changed_are_compared(browsed, model):
 
 def test_recipes_in_the_project_are_valid():
     files = sorted((Path(__file__).parent.parent / "artifacts" / "recipes").rglob("*.json"))
+    assert files
     for path in files:
         one = read_recipe(path)
         assert one.prompts and one.note and copy.deepcopy(to_json(one))

@@ -1,5 +1,8 @@
 """toy-turbo's world: drawn scenes, captions and what the noise decides, against hand-made ones."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -248,3 +251,10 @@ def test_random_scenes_have_one_or_two_things():
     scenes = random_scenes(500, seeded(4))
     assert set(scenes.present.sum(1).tolist()) == {1, 2}
     assert len(THING_FACTORS) == scenes.things.shape[2]
+
+
+def test_loading_the_package_says_nothing():
+    """Libraries under it warn of packages that are not used here; nobody is to see that."""
+    command = [sys.executable, "-c", "import probe.toyturbo.making"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == found.stderr == ""

@@ -9,7 +9,6 @@ from tyro.conf import Positional
 
 from app.commands.options import Common, plan, say
 from probe.models import Dtype, load_language_model, resolve_device
-from probe.pipelines import import_diffusers
 from probe.writing import FORMS, TOPICS, WritingConfig, write_corpus
 
 
@@ -85,7 +84,6 @@ def make_corpus(command: Command) -> Path | None:
 
 def make_model(command: ToyTurbo) -> Path | None:
     """Train toy-turbo, or say what would be trained."""
-    import_diffusers()
     from probe.toyturbo.making import PARTS, ToyTurboConfig, make_toy_turbo
 
     config = ToyTurboConfig(seed=command.seed).scaled(command.effort)

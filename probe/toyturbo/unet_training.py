@@ -223,7 +223,7 @@ class Scaffold(nn.Module):
         self.unet = unet
         self.head = nn.Conv2d(UNET_WIDTHS[-1], 2 * N_SCORES, 1)
 
-    def forward(self, drawn: "Drawn", read: Read, *, until: str = "") -> Answers:
+    def forward(self, drawn: Drawn, read: Read, *, until: str = "") -> Answers:
         """What is said of a batch for captions; the pass stops after the module `until`."""
         seen: dict[str, Tensor] = {}
 

@@ -58,6 +58,8 @@ def main(names: Positional[tuple[str, ...]] = ()) -> None:
     if unknown := sorted(set(names) - set(BENCHES)):
         raise UserError(f"no bench is named {', '.join(unknown)}; there are {', '.join(BENCHES)}.")
     here = [name for name in BENCHES if CHROMIUM.exists() or name not in IN_A_BROWSER]
+    if missing := sorted(set(names) - set(here)):
+        raise UserError(f"{', '.join(missing)} needs a browser: install chromium at {CHROMIUM}.")
     tables = {}
     for name in names or here:
         say(f"measuring {name}")
