@@ -7,10 +7,11 @@ of the tables afterwards, so that nothing has to be drawn again to look at them 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
+from analyses.cells import Frame, Tables
 from probe.corpora import BUILTIN
 from probe.diffusion import DiffusionModel, DrawConfig
 from probe.errors import UserError
@@ -186,12 +187,6 @@ class Subject:
     def sites(self) -> list[Site]:
         """Their sites."""
         return [parse_site(block) for block in self.saes]
-
-
-Tables = dict[str, pd.DataFrame]
-Frame = Any
-"""A `pd.DataFrame`, or a `pd.Series` of one: pandas' annotations let a column be almost anything,
-so that nothing that is read out of one would type-check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ its own caption and noise); of what was changed they are over pairs of captions 
 over features, or over values, as each function says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from analyses.block_roles_locality import shares
 from analyses.block_roles_measured import OWN, Frame, Measured, Method
 from analyses.block_roles_probes import PAIR, drawn_images
+from analyses.cells import select
 from analyses.statistics import Estimate, mean_interval, proportion_interval
 from probe.toyturbo.world import FACTORS
 from saes.metrics import interval
@@ -45,16 +46,6 @@ def share_of(happened: Frame) -> Estimate:
     """Share of the times that something happened; unknown where it was not tried."""
     found = np.asarray(happened, dtype=bool)
     return proportion_interval(int(found.sum()), len(found)) if len(found) else UNKNOWN
-
-
-def select(table: Frame, wanted: Mapping[str, object]) -> Frame:
-    """The rows that have these values; none of a table without rows."""
-    if not len(table):
-        return table
-    chosen = np.ones(len(table), dtype=bool)
-    for name, value in wanted.items():
-        chosen &= (table[name] == value).to_numpy()
-    return table[chosen]
 
 
 # ------------------------------------------------------------------------------------ prediction

@@ -99,6 +99,11 @@ STUDIES = (
         module="analyses.block_roles",
         line="what each block of an image model does: predicts, causes, stands for; transport",
     ),
+    Study(
+        name="collapse",
+        module="analyses.collapse.study",
+        line="n and n + 1 repetitions: do they become the same, which tokens reach the last one?",
+    ),
 )
 """Every study there is, in the order in which they are listed."""
 

@@ -1,7 +1,7 @@
 """Figures of reports (plotly): one look for all of them, readable at 900 x 480 pixels.
 
-Five forms: `lines` with bands and `panels` of them, `points` with intervals, `bars` with intervals,
-`image_grid`. Every interval is a 95 % one (`analyses.statistics.Estimate`).
+Six forms: `lines` with bands and `panels` of them, `points` with intervals, `bars` with intervals,
+`heat_maps`, `image_grid`. Every interval is a 95 % one (`analyses.statistics.Estimate`).
 
 Colours follow the dashboard's, in an order in which neighbours differ in lightness as well as hue,
 so they can be told apart without colour vision; lines also differ in dash and marker, and `lines`
@@ -33,6 +33,8 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 SIGNED = [[0.0, RUST], [0.5, PAPER], [1.0, BLUE]]
 """Colour scale of signed pictures."""
+HEAT = [[0.0, "#2b2140"], [0.35, "#7c3f6e"], [0.7, "#d98a5b"], [1.0, "#f6e7c8"]]
+"""Colour scale of amounts."""
 LEVELS = 127
 """Steps of brightness on either side of zero in a picture: one byte a pixel in the JSON."""
 LINE_HEIGHT = 19
@@ -254,6 +256,55 @@ def bars(measured: Mapping[str, Estimate], *, title: str, x: Axis) -> go.Figure:
             x=e.value if e.high is None else max(e.high, e.value), y=name, xanchor="left", xshift=6,
             text=f"{100 * e.value:.3g} %" if x.percent else f"{e.value:.3g}", showarrow=False,
         )  # fmt: skip
+    return figure
+
+
+def heat_maps(
+    shown: Mapping[str, Float[np.ndarray, "r c"]],
+    *,
+    title: str,
+    x: Axis,
+    y: Axis,
+    columns: Sequence[float | int],
+    amount: str,
+    limits: tuple[float, float] | None = None,
+    own_scales: bool = False,
+) -> go.Figure:
+    """Maps side by side on one colour scale, dark for little: rows upwards from 0, by columns.
+
+    Args:
+        shown: name of a panel -> its values; nan where there is none.
+        title: of the figure.
+        x: the columns' axis.
+        y: the rows' axis.
+        columns: places of the columns on their axis.
+        amount: what the colour shows.
+        limits: values of the scale's ends; the smallest and largest value where none are given.
+        own_scales: give each panel a scale of its own, in parts of its own range; the amount is
+            then read by hovering.
+    """
+    figure = make_subplots(
+        rows=1, cols=len(shown), subplot_titles=list(shown), horizontal_spacing=0.07
+    )
+    every = np.concatenate([values[np.isfinite(values)] for values in shown.values()])
+    ends = limits or (float(every.min()), float(every.max()))
+    for place, values in enumerate(shown.values(), start=1):
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if own_scales else ends
+        figure.add_trace(
+            go.Heatmap(
+                z=values, x=list(columns), y=list(range(len(values))), zmin=low, zmax=high,
+                colorscale=HEAT, showscale=place == len(shown) and not own_scales,
+                colorbar={"title": {"text": amount, "side": "right"}, "thickness": 12,
+                          "outlinewidth": 0},
+                hovertemplate=f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3g}}<extra></extra>",
+            ),
+            row=1, col=place,
+        )  # fmt: skip
+    _dress(figure, title, x, y)
+    figure.update_yaxes(title_text="")
+    figure.update_yaxes(title_text=y.title, col=1)
+    figure.update_layout(margin={"t": ABOVE + LEGEND_HEIGHT})
     return figure
 
 

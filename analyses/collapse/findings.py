@@ -1,0 +1,414 @@
+"""The verdicts of the collapse study: each claim with its statistic, and whether it shows.
+
+Every claim is about the model that was measured. Distances, gradients and their ratios are compared
+as ratios (geometric means), with intervals over phrasings, prompts or pairs of digits.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from analyses.cells import select
+from analyses.collapse.features import FOLLOWS, MLP
+from analyses.collapse.measured import Measured
+from analyses.collapse.numbers import (
+    LONG,
+    PLAIN,
+    SLOPE_FROM,
+    SLOPE_TO,
+    as_ratio,
+    counters_of,
+    distances,
+    early_over_late,
+    floor_crossing,
+    geometric,
+    in_formats,
+    log_ratios,
+    long_mean,
+    margins_of,
+    rank_correlations,
+    remedy_margins,
+    sensitivity,
+    slopes,
+    telling_units,
+)
+from analyses.collapse.parts import PHASE, TEXT
+from analyses.collapse.remedies import BASELINE
+from analyses.collapse.theory import B4, alternating_distance, causal_uniform, residual_power
+from analyses.report import Verdict
+from analyses.statistics import Estimate, mean_interval, paired_difference
+
+DEPTHS, TOKENS = 2000, 50
+"""Layers and tokens of the check of Proposition B.8."""
+EXACT = 1e-6
+NOTABLE = 0.5
+"""Share of the pairs from which on a format is said to make them equal; correlation from which on
+one quantity is said to predict another."""
+
+
+def verdicts(measured: Measured) -> list[Verdict]:
+    """What holds and what does not."""
+    found: list[Verdict | None] = []
+    parts = measured.config.parts
+    for part, of in (
+        ("theory", _theory), ("curves", _curves), ("precision", _precision), ("paths", _paths),
+        ("behaviour", _behaviour), ("features", _features), ("remedies", _remedies),
+    ):  # fmt: skip
+        if part in parts:
+            found += list(of(measured))
+    return [verdict for verdict in found if verdict is not None]
+
+
+def _verdict(
+    claim: str, statistic: str, estimate: Estimate, *, above: float | None = None,
+    below: float | None = None,
+) -> Verdict:  # fmt: skip
+    """A claim that holds where the whole interval lies on one side of a bound."""
+    holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
+    return Verdict(
+        claim=claim, statistic=statistic, value=estimate.value, low=estimate.low,
+        high=estimate.high, holds=holds,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- theory
+
+
+def _theory(measured: Measured) -> Iterator[Verdict]:
+    apart = max(abs(alternating_distance(n) - B4) for n in (2, 4, 10, 100, 1000, 10_000))
+    yield Verdict(
+        claim="Proposition B.4: softmaxes of (1, 0, 1, 0, ...) and (0, 1, 0, 1, ...) stay "
+        "2 (e - 1) / (e + 1) = 0.924234 apart, at every even length.",
+        statistic="largest deviation, n from 2 to 10,000", value=apart, low=None, high=None,
+        holds=apart < EXACT,
+    )  # fmt: skip
+    row = residual_power(causal_uniform(TOKENS), DEPTHS)
+    yield Verdict(
+        claim="Proposition B.8: [(Lambda + I) / 2]^L takes everything to the first token.",
+        statistic=f"weight that is elsewhere, {TOKENS} tokens, {DEPTHS} layers",
+        value=float(1 - row[0]), low=None, high=None, holds=float(1 - row[0]) < EXACT,
+    )  # fmt: skip
+    for line in measured.synthetic:
+        if line.name == "none":
+            n = np.log10(np.array(line.lengths[2:], dtype=float))
+            logs = np.log10(line.values[:, 2:].numpy())
+            slope = (logs - logs.mean(1, keepdims=True)) @ (n - n.mean())
+            estimate = mean_interval(slope / ((n - n.mean()) ** 2).sum())
+            yield _verdict(
+                "One attention layer without positions (figure 10): n and n + 1 tokens come "
+                "together as 1 / n.",
+                "slope of log distance over log n, 100 to 5,000; mean over seeds", estimate,
+                below=-0.9,
+            )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- curves
+
+
+def _curves(measured: Measured) -> Iterator[Verdict | None]:
+    yield from _fall(measured)
+    yield from _commas(measured)
+    yield from _controls(measured)
+
+
+def _fall(measured: Measured) -> Iterator[Verdict | None]:
+    span = f"n from {SLOPE_FROM} to {min(SLOPE_TO, measured.settings.longest)}"
+    ones, digits = (distances(measured, name) for name in ("ones", "digits"))
+    if len(ones):
+        yield _verdict(
+            "Collapse: the last tokens of n and n + 1 ones come together as n grows.",
+            f"slope of log distance over log n, {span}", mean_interval(slopes(ones)), below=0,
+        )  # fmt: skip
+        longest = max(ones.columns)
+        if longest > SLOPE_TO:
+            later = ones[longest] / ones[[n for n in ones.columns if 400 < n <= SLOPE_TO]].mean(1)
+            yield _verdict(
+                f"Collapse goes on to n = {longest:,}.",
+                f"distance there over the mean of n from 400 to {SLOPE_TO:,}", geometric(later),
+                below=1,
+            )  # fmt: skip
+    if len(ones) and len(digits):
+        yield _verdict(
+            "Random digits ending in 1 against 11 collapse less than ones.",
+            f"slope of the digits less that of the ones, {span}",
+            paired_difference(slopes(digits), slopes(ones)), above=0,
+        )  # fmt: skip
+        yield _verdict(
+            "In long sequences the random digits' distance is an order of magnitude larger.",
+            f"distance of digits over that of ones, n of {LONG} or more",
+            as_ratio(mean_interval(log_ratios(digits, ones))), above=10,
+        )  # fmt: skip
+    twin = distances(measured, "ones", {"weights": "twin"})
+    if len(ones) and len(twin):
+        yield _verdict(
+            "Collapse is learned: with random weights the distance of ones falls less steeply.",
+            "slope of the random-weight twin less that of the trained model",
+            paired_difference(slopes(twin), slopes(ones)), above=0,
+        )  # fmt: skip
+
+
+def _commas(measured: Measured) -> Iterator[Verdict | None]:
+    commas, copying = (distances(measured, name) for name in ("commas", "copying"))
+    if len(commas) and len(copying):
+        yield _verdict(
+            "Commas help: with a comma every third digit n and n + 1 stay apart.",
+            f"distance with commas over that without, n of {LONG} or more",
+            as_ratio(mean_interval(log_ratios(commas, copying))), above=1,
+        )  # fmt: skip
+    same = {"more": PHASE}
+    commas, ones = (distances(measured, name, same) for name in ("commas", "ones"))
+    if len(commas) and len(ones):
+        yield _verdict(
+            f"Commas help at the same phase of a group too (n against n + {PHASE}).",
+            f"distance with commas over that of ones without, n of {LONG} or more",
+            as_ratio(mean_interval(log_ratios(commas, ones))), above=1,
+        )  # fmt: skip
+
+
+def _controls(measured: Measured) -> Iterator[Verdict | None]:
+    ones = distances(measured, "ones")
+    windows = [
+        (f"window {window}{kept}", f"A window of {window} tokens{words} keeps n and n + 1 apart.")
+        for window in measured.settings.windows
+        for kept, words in (("", ""), (", first token kept", ", the first token kept visible,"))
+    ]
+    conditions = [
+        ({"form": "shuffled"}, "What collapses is the repetition and not the question: with its "
+         "tokens shuffled the distance is within a factor of two.", "factor"),
+        ({"attention": "first token hidden"}, "Hiding the first token, the attention sink, keeps "
+         "n and n + 1 apart.", "above"),
+        ({"form": "chat"}, "Behind a chat template, where the theorem does not speak, n and n + 1 "
+         "stay apart.", "above"),
+        *(({"attention": attention}, claim, "above") for attention, claim in windows),
+    ]  # fmt: skip
+    for wanted, claim, how in conditions:
+        other = distances(measured, "ones", PLAIN | wanted)
+        if not len(ones) or not len(other):
+            continue
+        ratio = as_ratio(mean_interval(log_ratios(other, ones)))
+        statistic = f"distance over that of the plain prompt, n of {LONG} or more"
+        if how == "above":
+            yield _verdict(claim, statistic, ratio, above=1)
+        else:
+            yield Verdict(
+                claim=claim, statistic=statistic, value=ratio.value, low=ratio.low,
+                high=ratio.high, holds=ratio.above(0.5) and ratio.below(2),
+            )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- precision
+
+
+def _precision(measured: Measured) -> Iterator[Verdict | None]:
+    rows = in_formats(measured, "ones")
+    if not len(rows):
+        return
+    for format in measured.settings.formats:
+        if format in ("float64", "float32"):
+            continue
+        here = select(rows, {"format": format})
+        long = here[here["n"] >= LONG]
+        equal = long.groupby("unit")["same_hidden"].mean().to_numpy().astype(float)
+        coordinates = long["equal_coordinates"].mean()
+        top = long["same_top"].mean()
+        yield _verdict(
+            f"In {format}, n and n + 1 ones become equal.",
+            f"share of the pairs, n of {LONG} or more, whose last hidden state is equal bit for "
+            f"bit ({100 * coordinates:.2g} % of its coordinates are, and the likeliest next token "
+            f"in {100 * top:.3g} % of the pairs)",
+            mean_interval(equal), above=NOTABLE,
+        )  # fmt: skip
+        yield _floor(measured, format)
+
+
+def _floor(measured: Measured, format: str) -> Verdict:
+    rows = in_formats(measured, "ones")
+    longest = int(rows["n"].max())
+    at = rows[rows["n"] > longest / 2]
+    exact = select(at, {"format": "float64"}).groupby("unit")["distance"].mean()
+    floor = select(at, {"format": format}).groupby("unit")["floor"].mean()
+    crossing = floor_crossing(measured, "ones", format)
+    words = "at no length" if crossing is None else f"from n = {crossing:,} on"
+    return _verdict(
+        f"In {format}, what tells n from n + 1 ones is lost in rounding.",
+        f"exact distance over the format's own error, n above {longest // 2:,} (below 1 {words})",
+        geometric((exact / floor).to_numpy()), below=1,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------- paths
+
+
+def _paths(measured: Measured) -> Iterator[Verdict | None]:
+    for of, words in (("ones", "ones"), ("digits", "random digits"), (TEXT, "ordinary text")):
+        rows = sensitivity(measured, of)
+        if not len(rows):
+            continue
+        yield _verdict(
+            f"Early tokens are the more sensitive ones ({words}).",
+            "gradient by the first quarter of the sequence over that by the last quarter, "
+            "geometric means, the last token left out",
+            as_ratio(mean_interval(early_over_late(rows))), above=1,
+        )  # fmt: skip
+        yield from _predicted(rows, words)
+
+
+def _predicted(rows: Any, words: str) -> Iterator[Verdict]:
+    for column, name in (
+        ("beta 1", "as Proposition B.8 scales them, (Lambda + I) / 2,"),
+        ("measured beta", "with each layer's own norm as the divisor"),
+        ("beta 10", "with attention counted a tenth"),
+    ):
+        held = rank_correlations(rows, column, "frozen").mean()
+        yield _verdict(
+            f"Path sums {name} predict which tokens are sensitive ({words}).",
+            "rank correlation with the gradient, over tokens (with attention weights held constant "
+            f"{held:.2f})",
+            mean_interval(rank_correlations(rows, column, "gradient")), above=0,
+        )  # fmt: skip
+    own, uniform = (rank_correlations(rows, name, "gradient") for name in ("beta 10", "uniform"))
+    yield _verdict(
+        f"The model's own attention predicts more than position alone ({words}).",
+        "rank correlation of its path sums, attention counted a tenth, less that of uniform "
+        "attention's",
+        paired_difference(own, uniform), above=0,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- behaviour
+
+
+def _behaviour(measured: Measured) -> Iterator[Verdict | None]:
+    last, first = (margins_of(measured, {"end": end}) for end in ("last", "first"))
+    hinted = margins_of(measured, {"end": "last", "hint": True})
+    if len(last) and len(first):
+        lengths = f"sequences of {LONG} digits or more"
+        yield _verdict(
+            "The first digit is copied better than the last.",
+            f"margin of the first less that of the last, nats, {lengths}",
+            paired_difference(long_mean(first), long_mean(last)), above=0,
+        )  # fmt: skip
+        yield _verdict(
+            "A hint helps to copy the last digit.", f"margin with the hint less without, {lengths}",
+            paired_difference(long_mean(hinted), long_mean(last)), above=0,
+        )  # fmt: skip
+        yield _verdict(
+            "The last digit's margin falls as the sequence grows.",
+            f"nats for each factor of ten in length, from {min(last.columns)} to "
+            f"{max(last.columns)} digits",
+            mean_interval(_by_decade(last)), below=0,
+        )  # fmt: skip
+    counting = measured.table("counting")
+    if len(counting):
+        yield _verdict(
+            "The true count is favoured over the next one.",
+            "margin, nats, over lengths and four sorts of counting",
+            mean_interval(counting["margin"].to_numpy()), above=0,
+        )  # fmt: skip
+
+
+def _by_decade(by_length: Any) -> Float[np.ndarray, " u"]:
+    n = np.log10(np.array(by_length.columns, dtype=float))
+    values = by_length.to_numpy()
+    return (values - values.mean(1, keepdims=True)) @ (n - n.mean()) / ((n - n.mean()) ** 2).sum()
+
+
+# ----------------------------------------------------------------------------------- features
+
+
+def _features(measured: Measured) -> Iterator[Verdict | None]:
+    sources = sorted({*measured.table("telling").get("source", ())} - {MLP})
+    for source in [MLP, *sources]:
+        told = telling_units(measured, "ones", source=source)
+        if not len(told):
+            continue
+        short = told[[n for n in told.columns if n <= 12]].mean(axis=1).to_numpy()
+        long = told[[n for n in told.columns if n >= LONG]].mean(axis=1).to_numpy()
+        yield _verdict(
+            f"Fewer features tell n from n + 1 ones as n grows ({source}).",
+            f"number that tell at n of {LONG} or more less that at 12 or fewer; mean there "
+            f"{long.mean():.4g}",
+            paired_difference(long, short), below=0,
+        )  # fmt: skip
+    counted = counters_of(measured, FOLLOWS)
+    if len(counted):
+        total = counted[["ones", "words", "digits", "count"]].sum()
+        share = np.where(counted["ones"] > 0, counted["count"] / counted["ones"].clip(lower=1), 0.0)
+        yield Verdict(
+            claim="Some features keep a count: they follow n in ones and in words, and not the "
+            "position in random digits.",
+            statistic=f"features of all sources (of {int(total['ones'])} that follow n in ones "
+            f"{int(total['words'])} follow it in words, {int(total['digits'])} follow the position "
+            f"in digits; at most {100 * share.max():.2g} % of a layer's)",
+            value=float(total["count"]), low=None, high=None, holds=bool(total["count"] > 0),
+        )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- remedies
+
+
+def _remedies(measured: Measured) -> Iterator[Verdict | None]:
+    plain = remedy_margins(measured, BASELINE)
+    if not len(plain):
+        return
+    for remedy, claim in remedy_claims(measured):
+        found = remedy_margins(measured, remedy)
+        if len(found):
+            yield _verdict(
+                claim, "last digit's margin less that without the remedy, nats",
+                paired_difference(found.mean(axis=1).to_numpy(), plain.mean(axis=1).to_numpy()),
+                above=0,
+            )  # fmt: skip
+    yield from _clamped(measured)
+
+
+def remedy_claims(measured: Measured) -> list[tuple[str, str]]:
+    """Remedies that are compared with doing nothing."""
+    windows = [
+        f"window {window}{kept}"
+        for window in measured.settings.windows
+        for kept in ("", ", first token kept")
+    ]
+    return [
+        ("hint", "Remedy: a hint raises the last digit's margin."),
+        ("commas", "Remedy: commas raise the last digit's margin."),
+        *((name, f"Remedy: attention in a {name} raises the last digit's margin.")
+          for name in windows),
+    ]  # fmt: skip
+
+
+def _clamped(measured: Measured) -> Iterator[Verdict]:
+    lengths = measured.settings.clamp_lengths
+    plain = remedy_margins(measured, BASELINE, lengths)
+    clamped = remedy_margins(measured, "separator feature", lengths)
+    if not len(clamped):
+        return
+    own = clamped.mean(axis=1).to_numpy()
+    yield _verdict(
+        "Remedy: setting the separator feature behind every third digit raises the last digit's "
+        "margin.",
+        "margin less that without, nats", paired_difference(own, plain.mean(axis=1).to_numpy()),
+        above=0,
+    )  # fmt: skip
+    for control in ("random direction", "random feature"):
+        others = remedy_margins(measured, control, lengths).mean(axis=1).to_numpy()
+        yield _verdict(
+            f"The separator feature does more than a {control} of the same size.",
+            "difference of margins, nats", paired_difference(own, others), above=0,
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ numbers
+
+
+def numbers(measured: Measured) -> dict[str, float]:
+    """Key figures: final distances of every family at the paper's lengths."""
+    found = {}
+    for family in measured.config.families:
+        table = distances(measured, family)
+        for n in (11, 101, 501, 1001, 2001):
+            if len(table) and n in table.columns:
+                found[f"{family}/{n}"] = geometric(table[n].to_numpy()).value
+    return found

@@ -1,0 +1,205 @@
+"""The tables of the collapse study's report."""
+
+import pandas as pd
+
+from analyses.cells import Frame, select
+from analyses.collapse.curves import PUBLISHED
+from analyses.collapse.features import FOLLOWS
+from analyses.collapse.figures import remedy_estimates
+from analyses.collapse.measured import Measured
+from analyses.collapse.numbers import (
+    LONG,
+    PLAIN,
+    counters_of,
+    distances,
+    floor_crossing,
+    geometric,
+    in_formats,
+    last_telling,
+    long_mean,
+    margins_of,
+    slopes,
+)
+from analyses.collapse.precision import equal_from
+from analyses.statistics import Estimate, mean_interval
+
+
+def tables(measured: Measured) -> dict[str, pd.DataFrame]:
+    """Every table of what was measured."""
+    made = {
+        "final_distance": final_distance(measured),
+        "curves": curves(measured),
+        "number_formats": formats(measured),
+        "copying": copying(measured),
+        "counting": counting(measured),
+        "features_by_layer": features(measured),
+        "separator_feature": separator(measured),
+        "remedies": remedies(measured),
+        "shapes": shapes(measured),
+    }
+    return {name: table for name, table in made.items() if len(table)}
+
+
+def words(estimate: Estimate) -> str:
+    """An estimate with its interval, to three digits."""
+    if estimate.low is None:
+        return f"{estimate.value:.3g}"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
+def final_distance(measured: Measured) -> pd.DataFrame:
+    """Distances of every family at the paper's lengths: n against n + 1."""
+    rows = []
+    for family in measured.config.families:
+        table = distances(measured, family)
+        if len(table):
+            at = {f"n = {n:,}": words(geometric(table[n])) for n in PUBLISHED if n in table.columns}
+            rows.append({"family": family} | at)
+    return pd.DataFrame(rows)
+
+
+def curves(measured: Measured) -> pd.DataFrame:
+    """Every curve: slope, and distance in long sequences."""
+    table = measured.table("curves")
+    if not len(table):
+        return table
+    rows = []
+    keys = ["family", "form", "attention", "weights", "more"]
+    for values, _ in table.groupby(keys, sort=False):
+        wanted = dict(zip(keys, values, strict=True))  # type: ignore[arg-type]
+        by_length = distances(measured, str(wanted["family"]), PLAIN | wanted)
+        long = by_length[[n for n in by_length.columns if n >= LONG]]
+        rows.append(
+            wanted
+            | {
+                "slope": words(mean_interval(slopes(by_length))),
+                f"distance, n of {LONG} or more": words(geometric(long.mean(axis=1))),
+                "same next token": _same_top(table, wanted),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _same_top(table: Frame, wanted: dict) -> float:
+    rows = select(table, wanted)
+    return float(rows[rows["n"] >= LONG]["same_top"].mean())
+
+
+def formats(measured: Measured) -> pd.DataFrame:
+    """Of each family and format: from where on pairs are equal, and what rounding does."""
+    rows = []
+    for family in ("ones", "digits", "commas"):
+        table = in_formats(measured, family)
+        for format in measured.settings.formats if len(table) else ():
+            here = select(table, {"format": format})
+            long = here[here["n"] >= LONG]
+            crossing = floor_crossing(measured, family, format)
+            rows.append(
+                {
+                    "family": family, "format": format,
+                    "equal hidden from n": _from(here, "same_hidden"),
+                    "equal logits from n": _from(here, "same_logits"),
+                    "same next token from n": _from(here, "same_top"),
+                    "equal coordinates, long": float(long["equal_coordinates"].mean()),
+                    "own error, long": float(long["floor"].mean()),
+                    "error above distance from n": "never" if crossing is None else f"{crossing:,}",
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _from(rows: Frame, column: str) -> str:
+    """From which length on all pairs of all phrasings are equal."""
+    every = rows.groupby("n")[column].all()
+    found = equal_from(every.index.tolist(), every.tolist())
+    return "never" if found is None else f"{found:,}"
+
+
+def copying(measured: Measured) -> pd.DataFrame:
+    """Margins and accuracy of every way of asking."""
+    table = measured.table("copying")
+    if not len(table):
+        return table
+    rows = []
+    keys = ["end", "order", "hint"]
+    for values, of in table.groupby(keys, sort=False):
+        wanted = dict(zip(keys, values, strict=True))  # type: ignore[arg-type]
+        by_length = margins_of(measured, wanted)
+        long = of[of["n"] >= LONG]
+        rows.append(
+            wanted
+            | {
+                f"margin, {LONG} digits or more": words(mean_interval(long_mean(by_length))),
+                "both choices right": float((long if len(long) else of)["right"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def counting(measured: Measured) -> pd.DataFrame:
+    """How far off the written numbers are, beside always giving the median of the true ones."""
+    table = measured.table("counting")
+    if not len(table):
+        return table
+    rows = []
+    for what, of in table.groupby("what", sort=False):
+        written = of.dropna(subset=["answer"])
+        error = (written["answer"] - written["true"]).abs()
+        constant = (of["true"] - of["true"].median()).abs()
+        rows.append(
+            {
+                "what": what,
+                "right": float((of["answer"] == of["true"]).mean()),
+                "median error": float(error.median()),
+                "error of a constant answer": float(constant.median()),
+                "most frequent answer": float(written["answer"].mode().iloc[0])
+                if len(written)
+                else float("nan"),
+                "margin of the true count": words(mean_interval(of["margin"].to_numpy())),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def features(measured: Measured) -> pd.DataFrame:
+    """By source and layer: the last length at which a feature tells, and features that count."""
+    last = last_telling(measured, "ones")
+    if not len(last):
+        return last
+    table = last.rename(columns={"n": "last telling n, ones"})
+    for family in ("words", "digits"):
+        other = last_telling(measured, family).rename(columns={"n": f"last telling n, {family}"})
+        table = table.merge(other, on=["source", "layer"], how="left")
+    counted = counters_of(measured, FOLLOWS)
+    if len(counted):
+        counted = counted.rename(
+            columns={
+                "ones": "follow n in ones", "words": "and in words",
+                "digits": "and position in digits", "count": "count",
+            }
+        )  # fmt: skip
+        table = table.merge(counted, on=["source", "layer"], how="left")
+    return table.fillna(0)
+
+
+def separator(measured: Measured) -> pd.DataFrame:
+    """The separator feature that was set."""
+    table = measured.table("separator")
+    return table.drop_duplicates() if len(table) else table
+
+
+def remedies(measured: Measured) -> pd.DataFrame:
+    """Every remedy's margin."""
+    found = remedy_estimates(measured)
+    return pd.DataFrame(
+        [{"remedy": name, "margin, nats": words(value)} for name, value in found.items()]
+    )
+
+
+def shapes(measured: Measured) -> pd.DataFrame:
+    """The shape of a sequence's tokens at a few layers."""
+    table = measured.table("shapes")
+    if not len(table):
+        return table
+    layers = sorted({0, measured.n_layers // 2, measured.n_layers})
+    return table[table["layer"].isin(layers)].reset_index(drop=True)
