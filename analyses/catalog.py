@@ -104,6 +104,11 @@ STUDIES = (
         module="analyses.collapse.study",
         line="n and n + 1 repetitions: do they become the same, which tokens reach the last one?",
     ),
+    Study(
+        name="geometry",
+        module="analyses.geometry",
+        line="the shape of activation stores: rank, anisotropy, collisions, CKA of sites",
+    ),
 )
 """Every study there is, in the order in which they are listed."""
 

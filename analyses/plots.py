@@ -106,6 +106,8 @@ class Axis:
     """Starts at 0."""
     ticks: tuple[float, ...] = ()
     """Places of the ticks; chosen by plotly where empty."""
+    decades: bool = False
+    """Logarithmic over several powers of ten, which alone are labelled."""
 
     def place(self, value: float | int) -> float:
         """Where a value lies, in the units in which plotly places what is no trace."""
@@ -414,7 +416,9 @@ def _dress(figure: go.Figure, title: str, x: Axis, y: Axis) -> None:
     for axis, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
         update(title_text=axis.title)
         if axis.log:
-            update(type="log")
+            update(type="log", exponentformat="power")
+        if axis.decades:
+            update(dtick=1)
         if axis.percent:
             update(tickformat=".3~%")
         if axis.from_zero:

@@ -14,6 +14,7 @@ PAGES = (
     ("compare", "Compare", "compare_arrows"),
     ("prompt_lab", "Prompt lab", "edit_note"),
     ("steer", "Steer", "tune"),
+    ("collapse", "Collapse", "compress"),
     ("training", "Training", "show_chart"),
     ("reports", "Reports", "fact_check"),
 )

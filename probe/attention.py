@@ -128,7 +128,7 @@ def frozen_attention(model: LanguageModel) -> Iterator[None]:
 def _implementation(model: LanguageModel, name: str) -> Iterator[None]:
     """Run the model's attention in another way for a while."""
     config = model.model.config
-    before = config._attn_implementation
+    before = config._attn_implementation or "eager"
     model.model.set_attn_implementation(name)
     if config._attn_implementation != name:
         raise UserError(

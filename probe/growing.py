@@ -136,12 +136,13 @@ class _Reader:
     ) -> None:
         self.model, self.sites, self.visible, self.say = model, sites, visible, say
         layers = DynamicCache(config=model.model.config).layers
-        if not all(isinstance(layer, DynamicLayer) for layer in layers):
+        attending = [layer for layer in layers if isinstance(layer, DynamicLayer)]
+        if len(attending) < len(layers):
             raise UserError(
                 f"{model.spec} keeps more between tokens than keys and values "
                 f"({type(model.model).__name__}); choose a transformer whose every layer attends."
             )
-        self.windows = any(layer.is_sliding for layer in layers) and visible == AS_IT_IS
+        self.windows = any(layer.is_sliding for layer in attending) and visible == AS_IT_IS
         self.cache = DynamicCache()
         self.found: dict[Reading, tuple[dict[Site, Tensor], Tensor]] = {}
 

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.collapse.prompts import Family, Form, Growing, Merged, grow
+from analyses.collapse.families import Family, Form
+from analyses.collapse.prompts import Growing, Merged, grow
 from probe.attention import AS_IT_IS, Visible
 from probe.errors import UserError
 from probe.growing import LastTokens, Say, read_last_tokens

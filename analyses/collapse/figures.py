@@ -25,8 +25,9 @@ from analyses.collapse.remedies import BASELINE
 from analyses.plots import Axis, Line, bars, heat_maps, lines, panels
 from analyses.statistics import Estimate, mean_interval
 
-REPETITIONS = Axis(title="Repetitions n", log=True)
-DISTANCE = Axis(title="Relative distance, n to n + 1", log=True)
+REPETITIONS = Axis(title="Repetitions n", log=True, decades=True)
+DISTANCE = Axis(title="Relative distance, n to n + 1", log=True, decades=True)
+COPIED = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0)
 SMALLEST = 1e-8
 """Below this a distance is drawn here: it is 0 in float32."""
 PLACES = 60
@@ -124,7 +125,7 @@ def phases(measured: Measured) -> go.Figure | None:
         return None
     return lines(
         shown, title="Commas: the next number, and the next of the same phase", x=REPETITIONS,
-        y=Axis(title="Relative distance", log=True),
+        y=Axis(title="Relative distance", log=True, decades=True),
     )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def by_head(measured: Measured) -> go.Figure | None:
         return None
     return lines(
         shown, title="Largest difference of a head's output at the last layer, mean of the heads",
-        x=REPETITIONS, y=Axis(title="L-infinity distance", log=True),
+        x=REPETITIONS, y=Axis(title="L-infinity distance", log=True, decades=True),
         levels={"2^-7": 2.0**-7},
     )  # fmt: skip
 
@@ -176,7 +177,7 @@ def synthetic(measured: Measured) -> go.Figure | None:
         shown.setdefault(names.get(one.name, "Figure 10: one layer"), []).append(line)
     return panels(
         shown, title="Synthetic: L1 distance by number of tokens",
-        x=Axis(title="Tokens n", log=True), y=Axis(title="L1 distance", log=True),
+        x=Axis(title="Tokens n", log=True, decades=True), y=Axis(title="L1 distance", log=True),
     )  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def formats(measured: Measured) -> go.Figure | None:
         return None
     return panels(
         shown, title="What a format's own error hides", x=REPETITIONS,
-        y=Axis(title="Relative distance", log=True),
+        y=Axis(title="Relative distance", log=True, decades=True),
     )  # fmt: skip
 
 
@@ -224,7 +225,8 @@ def sensitivity_by_token(measured: Measured) -> go.Figure | None:
         return None
     return panels(
         shown, title="How sensitive the last output is to each token (over the mean token)",
-        x=Axis(title="Token of the sequence"), y=Axis(title="Share of the mean", log=True),
+        x=Axis(title="Token of the sequence"),
+        y=Axis(title="Share of the mean", log=True, decades=True),
     )  # fmt: skip
 
 
@@ -310,14 +312,15 @@ def copying(measured: Measured) -> go.Figure | None:
         return None
     return lines(
         shown, title="Does the other digit reach the answer?",
-        x=Axis(title="Digits of the sequence", log=True), y=Axis(title="Margin (nats)"),
+        x=Axis(title="Digits of the sequence", log=True, ticks=COPIED),
+        y=Axis(title="Margin (nats)"),
         levels={"not at all": 0.0},
     )  # fmt: skip
 
 
 def counting(measured: Measured) -> go.Figure | None:
     """How far the written number is from the truth."""
-    table = measured.table("counting").dropna() if len(measured.table("counting")) else []
+    table = measured.table("counting").dropna()
     if not len(table):
         return None
     shown: dict[str, list[Line]] = {}
@@ -331,7 +334,7 @@ def counting(measured: Measured) -> go.Figure | None:
         ]  # fmt: skip
     return panels(
         shown, title="The number that is written", x=Axis(title="True count"),
-        y=Axis(title="Number", log=True), columns=2,
+        y=Axis(title="Number", log=True, decades=True), columns=2,
     )  # fmt: skip
 
 
@@ -414,7 +417,7 @@ def shapes(measured: Measured) -> go.Figure | None:
     return panels(
         shown, title="Effective rank of the tokens of a sequence, by layer",
         x=Axis(title="Layer (the last is the final norm)"),
-        y=Axis(title="Effective rank", log=True), columns=2,
+        y=Axis(title="Effective rank", log=True, decades=True), columns=2,
     )  # fmt: skip
 
 

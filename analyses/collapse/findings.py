@@ -25,9 +25,12 @@ from analyses.collapse.numbers import (
     floor_crossing,
     geometric,
     in_formats,
+    last_telling,
     log_ratios,
+    long_lengths,
     long_mean,
     margins_of,
+    n_features,
     rank_correlations,
     remedy_margins,
     sensitivity,
@@ -35,11 +38,18 @@ from analyses.collapse.numbers import (
     telling_units,
 )
 from analyses.collapse.parts import PHASE, TEXT
-from analyses.collapse.remedies import BASELINE
+from analyses.collapse.remedies import BASELINE, WINDOW_SINKS
 from analyses.collapse.theory import B4, alternating_distance, causal_uniform, residual_power
 from analyses.report import Verdict
-from analyses.statistics import Estimate, mean_interval, paired_difference
+from analyses.statistics import (
+    Estimate,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+)
 
+SHORT = 12
+"""Up to here a sequence counts as short."""
 DEPTHS, TOKENS = 2000, 50
 """Layers and tokens of the check of Proposition B.8."""
 EXACT = 1e-6
@@ -62,8 +72,8 @@ def verdicts(measured: Measured) -> list[Verdict]:
 
 
 def _verdict(
-    claim: str, statistic: str, estimate: Estimate, *, above: float | None = None,
-    below: float | None = None,
+    claim: str, statistic: str, estimate: Estimate, *, above: float | int | None = None,
+    below: float | int | None = None,
 ) -> Verdict:  # fmt: skip
     """A claim that holds where the whole interval lies on one side of a bound."""
     holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
@@ -177,8 +187,8 @@ def _controls(measured: Measured) -> Iterator[Verdict | None]:
     conditions = [
         ({"form": "shuffled"}, "What collapses is the repetition and not the question: with its "
          "tokens shuffled the distance is within a factor of two.", "factor"),
-        ({"attention": "first token hidden"}, "Hiding the first token, the attention sink, keeps "
-         "n and n + 1 apart.", "above"),
+        ({"attention": "first token hidden"}, "Without the first token, the attention sink, n and "
+         "n + 1 stay apart.", "above"),
         ({"form": "chat"}, "Behind a chat template, where the theorem does not speak, n and n + 1 "
          "stay apart.", "above"),
         *(({"attention": attention}, claim, "above") for attention, claim in windows),
@@ -209,7 +219,7 @@ def _precision(measured: Measured) -> Iterator[Verdict | None]:
         if format in ("float64", "float32"):
             continue
         here = select(rows, {"format": format})
-        long = here[here["n"] >= LONG]
+        long = here[here["n"].isin(long_lengths(here["n"]))]
         equal = long.groupby("unit")["same_hidden"].mean().to_numpy().astype(float)
         coordinates = long["equal_coordinates"].mean()
         top = long["same_top"].mean()
@@ -319,31 +329,57 @@ def _by_decade(by_length: Any) -> Float[np.ndarray, " u"]:
 
 
 def _features(measured: Measured) -> Iterator[Verdict | None]:
-    sources = sorted({*measured.table("telling").get("source", ())} - {MLP})
-    for source in [MLP, *sources]:
-        told = telling_units(measured, "ones", source=source)
+    saes = {*measured.table("telling").get("source", ())} - {MLP}
+    for words, of_saes in ((MLP, False), (f"features of {len(saes)} SAEs", True)):
+        told = telling_units(measured, "ones", of_saes=of_saes)
         if not len(told):
             continue
-        short = told[[n for n in told.columns if n <= 12]].mean(axis=1).to_numpy()
-        long = told[[n for n in told.columns if n >= LONG]].mean(axis=1).to_numpy()
+        short = told[[n for n in told.columns if n <= SHORT]].mean(axis=1).to_numpy()
+        long = long_mean(told)
         yield _verdict(
-            f"Fewer features tell n from n + 1 ones as n grows ({source}).",
-            f"number that tell at n of {LONG} or more less that at 12 or fewer; mean there "
-            f"{long.mean():.4g}",
+            f"Fewer features tell n from n + 1 ones as n grows ({words}).",
+            f"number that tell at n of {LONG} or more (mean {long.mean():,.0f}) less that at n of "
+            f"{SHORT} or less ({short.mean():,.0f})",
             paired_difference(long, short), below=0,
         )  # fmt: skip
+    yield _dies(measured)
+    yield _counts(measured)
+
+
+def _dies(measured: Measured) -> Verdict | None:
+    """Is there a layer where no feature tells any more at the longest length?"""
+    last = select(last_telling(measured, "ones"), {"source": MLP})
+    if not len(last):
+        return None
+    dead = last[last["n"] < measured.settings.longest]
+    named = ", ".join(
+        f"layer {layer} after n = {n:,}" for layer, n in zip(dead["layer"], dead["n"], strict=True)
+    )
+    return Verdict(
+        claim="There is a layer at which the last MLP unit that tells n from n + 1 ones dies "
+        f"before n = {measured.settings.longest:,}.",
+        statistic=f"layers where none tells at that length in most phrasings ({named or 'none'})",
+        value=float(len(dead)), low=None, high=None, holds=bool(len(dead)),
+    )  # fmt: skip
+
+
+def _counts(measured: Measured) -> Verdict | None:
     counted = counters_of(measured, FOLLOWS)
-    if len(counted):
-        total = counted[["ones", "words", "digits", "count"]].sum()
-        share = np.where(counted["ones"] > 0, counted["count"] / counted["ones"].clip(lower=1), 0.0)
-        yield Verdict(
-            claim="Some features keep a count: they follow n in ones and in words, and not the "
-            "position in random digits.",
-            statistic=f"features of all sources (of {int(total['ones'])} that follow n in ones "
-            f"{int(total['words'])} follow it in words, {int(total['digits'])} follow the position "
-            f"in digits; at most {100 * share.max():.2g} % of a layer's)",
-            value=float(total["count"]), low=None, high=None, holds=bool(total["count"] > 0),
-        )  # fmt: skip
+    if not len(counted) or not counted["ones"].sum():
+        return None
+    total = counted[["ones", "words", "digits", "count", "all_words"]].sum()
+    twin = counters_of(measured, FOLLOWS, "twin")
+    in_twin = int(twin["count"].sum()) if len(twin) else 0
+    share = proportion_interval(int(total["count"]), int(total["ones"]))
+    base = total["all_words"] / 2 / n_features(measured)
+    return _verdict(
+        "Features that follow n in ones keep a count: they follow it in words the same way, and "
+        "not the position in random digits, more often than others follow n in words.",
+        f"share of the {int(total['ones']):,} that follow n in ones ({int(total['count'])} do; "
+        f"{int(total['digits'])} follow the position too; of any feature {100 * base:.2g} % follow "
+        f"n in words in a given direction; {in_twin} do both in the random-weight twin)",
+        share, above=float(base),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- remedies
@@ -369,7 +405,7 @@ def remedy_claims(measured: Measured) -> list[tuple[str, str]]:
     windows = [
         f"window {window}{kept}"
         for window in measured.settings.windows
-        for kept in ("", ", first token kept")
+        for kept in WINDOW_SINKS.values()
     ]
     return [
         ("hint", "Remedy: a hint raises the last digit's margin."),

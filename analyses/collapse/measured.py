@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from analyses.cells import Tables
+from analyses.cells import Frame, Tables
 from analyses.collapse.behaviour import PAIRS
-from analyses.collapse.prompts import COUNTING, FAMILIES, Form, Merged, find_family
+from analyses.collapse.families import COUNTING, FAMILIES, Form, find_family
+from analyses.collapse.prompts import Merged
 from analyses.collapse.theory import SyntheticLine
 from probe.errors import UserError
 from probe.rounding import Format
@@ -120,8 +121,6 @@ PRESETS = {
         synthetic_seeds=5,
     ),
 }  # fmt: skip
-LONGEST_OF_SOME = 3
-"""A family whose repetitions are several tokens goes up to a third of the longest."""
 
 
 def settle(config: Config) -> Settings:
@@ -162,6 +161,6 @@ class Measured:
     notes: tuple[str, ...]
     """What a reader has to know of this run."""
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> Frame:
         """A table; empty where that was not measured."""
         return self.tables.get(name, pd.DataFrame())

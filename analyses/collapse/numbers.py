@@ -4,7 +4,7 @@ A unit is a phrasing of the question (of digits: also other digits), a prompt, o
 Distances, gradients and their ratios are averaged as logarithms, so that intervals are of ratios.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from analyses.cells import Frame, select
+from analyses.collapse.features import MLP
 from analyses.collapse.measured import Measured
-from analyses.collapse.parts import PHASE
 from analyses.statistics import Estimate, mean_interval
 
 SLOPE_FROM, SLOPE_TO = 10, 1001
@@ -42,6 +42,12 @@ def layer_distances(measured: Measured, family: str) -> Frame:
     return logs.pivot_table(index="layer", columns="n", values="log")
 
 
+def long_lengths(lengths: Iterable[int]) -> list[int]:
+    """The lengths that count as long; the longest where none does."""
+    known = [int(n) for n in lengths]
+    return [n for n in known if n >= LONG] or [max(known)]
+
+
 def slopes(by_length: Frame) -> Float[np.ndarray, " u"]:
     """Each unit's slope of log distance over log length: -1 where the distance falls as 1 / n."""
     chosen = [n for n in by_length.columns if SLOPE_FROM <= n <= SLOPE_TO]
@@ -54,8 +60,8 @@ def log_ratios(
     by_length: Frame, other: Frame, lengths: Sequence[int] | None = None
 ) -> Float[np.ndarray, " u"]:
     """Each unit's mean log10 ratio of distances at long lengths."""
-    chosen = [n for n in by_length.columns if n in other.columns and n >= LONG]
-    chosen = chosen if lengths is None else list(lengths)
+    both = [n for n in by_length.columns if n in other.columns]
+    chosen = long_lengths(both) if lengths is None else list(lengths)
     tiny = np.finfo(np.float32).tiny
     logs = [np.log10(table[chosen].clip(lower=tiny).to_numpy()) for table in (by_length, other)]
     return (logs[0] - logs[1]).mean(1)
@@ -138,10 +144,15 @@ def margins_of(measured: Measured, wanted: Mapping[str, object]) -> Frame:
     return rows.pivot(index="pair", columns="n", values="margin") if len(rows) else rows
 
 
+def long_distances(by_length: Frame) -> Float[np.ndarray, " u"]:
+    """Each unit's geometric mean distance at long lengths."""
+    long = by_length[long_lengths(by_length.columns)].to_numpy()
+    return 10 ** np.log10(np.maximum(long, np.finfo(np.float32).tiny)).mean(1)
+
+
 def long_mean(by_length: Frame) -> Float[np.ndarray, " u"]:
-    """Each unit's mean over long sequences; over all where none is long."""
-    chosen = [n for n in by_length.columns if n >= LONG] or list(by_length.columns)
-    return by_length[chosen].mean(axis=1).to_numpy()
+    """Each unit's mean over long sequences."""
+    return by_length[long_lengths(by_length.columns)].mean(axis=1).to_numpy()
 
 
 def remedy_margins(measured: Measured, remedy: str, lengths: Sequence[int] | None = None) -> Frame:
@@ -155,16 +166,22 @@ def remedy_margins(measured: Measured, remedy: str, lengths: Sequence[int] | Non
 # ----------------------------------------------------------------------------------- features
 
 
-def telling_units(
-    measured: Measured, family: str, *, source: str, weights: str = "trained"
-) -> Frame:
-    """Features that tell, summed over the layers of a source: a row a unit, a column a length."""
-    rows = select(
-        measured.table("telling"), {"family": family, "source": source, "weights": weights}
-    )
+def telling_units(measured: Measured, family: str, *, of_saes: bool) -> Frame:
+    """Features that tell, summed over all layers' MLPs or all SAEs: a row a unit, a column a
+    length."""
+    rows = select(measured.table("telling"), {"family": family, "weights": "trained"})
+    if not len(rows):
+        return rows
+    rows = rows[(rows["source"] != MLP) == of_saes]
     if not len(rows):
         return rows
     return rows.groupby(["unit", "n"])["tell"].sum().unstack()
+
+
+def n_features(measured: Measured) -> int:
+    """MLP units of all layers and features of all SAEs that were looked at."""
+    sizes = select(measured.table("sizes"), {"weights": "trained"})
+    return int(sizes.drop_duplicates(["source", "layer"])["features"].sum())
 
 
 def last_telling(measured: Measured, family: str) -> Frame:
@@ -179,11 +196,11 @@ def last_telling(measured: Measured, family: str) -> Frame:
     return told.groupby(["source", "layer"])["n"].max().reset_index()
 
 
-def counters_of(measured: Measured, threshold: float) -> Frame:
+def counters_of(measured: Measured, threshold: float, weights: str = "trained") -> Frame:
     """By source and layer: features that follow n in ones, those of them that follow it the same
-    way in words (a count whatever is counted), and those that follow the position in random digits
-    as well."""
-    table = select(measured.table("following"), {"weights": "trained"})
+    way in words (a count whatever is counted), those that follow the position in random digits as
+    well, and those that follow n in both and no position; besides, all that follow it in words."""
+    table = select(measured.table("following"), {"weights": weights})
     if not len(table):
         return pd.DataFrame()
     strong = table[table["rho"].abs() > threshold]
@@ -197,9 +214,7 @@ def counters_of(measured: Measured, threshold: float) -> Frame:
         theirs = signs.get(other, pd.Series(dtype=float)).reindex(frame.index)
         frame[other] = theirs == frame["ones"]
     frame["count"] = frame["words"] & ~frame["digits"]
-    grouped = frame.assign(ones=True).groupby(level=["source", "layer"])
-    return grouped[["ones", "words", "digits", "count"]].sum().reset_index()
-
-
-PHASES = {"ones": PHASE, "commas": PHASE}
-"""Families measured at the same phase, and by how many repetitions."""
+    counted: Frame = frame.assign(ones=True).groupby(level=["source", "layer"])
+    found = counted[["ones", "words", "digits", "count"]].sum()
+    everywhere: Frame = strong[strong["family"] == "words"].groupby(["source", "layer"]).size()
+    return found.assign(all_words=everywhere.reindex(found.index).fillna(0)).reset_index()

@@ -15,12 +15,14 @@ from torch import Tensor
 from analyses.cells import Tables
 from analyses.collapse.behaviour import COUNT_QUESTIONS, PAIRS, Asked, Counted, counting, margins
 from analyses.collapse.curves import Condition, curve, lengths_up_to, stream_sites
+from analyses.collapse.families import Form, find_family
 from analyses.collapse.features import Values, counters, feature_values, telling
-from analyses.collapse.measured import LONGEST_OF_SOME, Config, Settings, Weights
+from analyses.collapse.measured import Config, Settings, Weights
 from analyses.collapse.paths import path_sums, sensitivities, through_head, without_first
 from analyses.collapse.precision import in_format, read_pairs
-from analyses.collapse.prompts import Family, find_family, grow
+from analyses.collapse.prompts import grow
 from analyses.collapse.remedies import (
+    WINDOW_SINKS,
     clamped_margins,
     margins_in_format,
     plain_margins,
@@ -88,7 +90,9 @@ def synthetic(seeds: int) -> tuple[SyntheticLine, ...]:
 def curves_of(config: Config, settings: Settings) -> list[Curve]:
     """The curves of a study: every family, then each control on ones and on random digits."""
 
-    def of(name: str, form="raw", visible=AS_IT_IS, weights: Weights = "trained") -> Curve:
+    def of(
+        name: str, form: Form = "raw", visible: Visible = AS_IT_IS, weights: Weights = "trained"
+    ) -> Curve:
         family = find_family(name)
         more = (1, PHASE) if name in ("ones", "commas") and form == "raw" else (1,)
         condition = Condition(family=family, form=form, visible=visible, more=more)
@@ -98,27 +102,17 @@ def curves_of(config: Config, settings: Settings) -> list[Curve]:
     found = [of(name) for name in config.families]
     found += [of(name, form=form) for form in settings.forms for name in controls]
     hidden = Visible(sink="hidden")
-    windows = [
-        Visible(window=window, sink=sink)
-        for window in settings.windows
-        for sink in ("like others", "kept")
-    ]
+    windows = [Visible(window=w, sink=sink) for w in settings.windows for sink in WINDOW_SINKS]
     found += [of(name, visible=seen) for seen in (hidden, *windows) for name in controls]
     twins = [*controls, *(name for name in ("commas",) if name in config.families)]
     return found + [of(name, weights="twin") for name in twins]
-
-
-def longest_of(family: Family, settings: Settings) -> int:
-    """Repetitions of a family's longest prompt."""
-    long_pieces = family.pieces[0].count(" ") > 1
-    return settings.longest // LONGEST_OF_SOME if long_pieces else settings.longest
 
 
 def curves(
     model: LanguageModel, one: Curve, config: Config, settings: Settings, say: Say
 ) -> Tables:
     """A condition's curves, all phrasings: table `curves`."""
-    lengths = lengths_up_to(longest_of(one.condition.family, settings))
+    lengths = lengths_up_to(one.condition.family.longest(settings.longest))
     tables = [
         curve(model, one.condition, lengths, unit=unit, merged=config.merged, say=say).assign(
             unit=unit
@@ -311,9 +305,9 @@ def features(
     settings: Settings,
     say: Say,
 ) -> Tables:
-    """Which features of a family tell and follow n: tables `telling`, `following`."""
+    """Which features of a family tell and follow n: tables `telling`, `following`, `sizes`."""
     family = find_family(name)
-    lengths = lengths_up_to(longest_of(family, settings))
+    lengths = lengths_up_to(family.longest(settings.longest))
     told, by_source = [], {}
     for unit in range(settings.feature_units):
         found = feature_values(
@@ -323,7 +317,12 @@ def features(
         for values in found:
             by_source.setdefault((values.source, values.layer), []).append(values)
     followed = [_following(values, lengths) for values in by_source.values()]
+    sizes = [
+        {"source": source, "layer": layer, "features": values[0].at_n.shape[1]}
+        for (source, layer), values in by_source.items()
+    ]
     return {
+        "sizes": pd.DataFrame(sizes).assign(family=name),
         "telling": pd.concat(told).assign(family=name),
         "following": pd.concat(followed).assign(family=name),
     }
@@ -386,10 +385,7 @@ def clamp_remedies(
 
 
 def _of_pair(found: Sequence[pd.DataFrame], pair: tuple[int, int]) -> pd.DataFrame:
-    rows = pd.concat(found)
-    if "control" not in rows:
-        rows["control"] = 0
-    return rows.assign(pair=f"{pair[0]}{pair[1]}")
+    return pd.concat(found).assign(pair=f"{pair[0]}{pair[1]}")
 
 
 # ----------------------------------------------------------------------------------- geometry

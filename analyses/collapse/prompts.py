@@ -1,9 +1,9 @@
 """The prompts of the collapse study: a question, then something repeated n times.
 
-Every prompt family of Barbero et al. 2024 (arXiv 2406.04267, figures 3, 5 and 12, appendix C) as a
-row of data. In a family, the prompt with n + 1 repetitions is the one with n and the repeated piece
-once more, so the theorem's two conditions on the text hold: the same beginning, and a last token
-that is repeated. A chat template that writes something behind the sequence breaks the second.
+In a family (`analyses.collapse.families`), the prompt with n + 1 repetitions is the one with n and
+the repeated piece once more, so the theorem's two conditions on the text hold: the same beginning,
+and a last token that is repeated. A chat template that writes something behind the sequence breaks
+the second.
 
 Pieces are tokens, put one after another: where a tokenizer would merge digits (`111` one token), a
 text of n ones has fewer than n tokens and the theorem's n is another. Then either the tokens of
@@ -12,109 +12,23 @@ single digits are fed all the same, which is said in the report, or the model is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analyses.collapse.families import Family, Form
 from probe.errors import UserError
 from probe.growing import Reading
 from probe.language import LanguageModel
 from probe.tokens import one_token, token_texts
 
-Form = Literal["raw", "bare", "question last", "chat", "shuffled"]
-FORMS: dict[Form, str] = {
-    "raw": "end of text, question, sequence",
-    "bare": "the same without the end of text in front",
-    "question last": "how to answer, then the question, then the sequence",
-    "chat": "the chat template, which ends behind the sequence",
-    "shuffled": "the question's tokens in random order",
-}
 Merged = Literal["correct", "refuse"]
 MARK = "\u2503"
 """Stands for the sequence while a chat template is written out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What is repeated, behind which questions."""
-
-    name: str
-    """What it is called."""
-    line: str
-    """What it is, in a few words."""
-    questions: tuple[str, ...]
-    """Questions to put in front, up to where the sequence begins; the first is the paper's."""
-    pieces: tuple[str, ...]
-    """The sequence's pieces, over and over; each a repetition."""
-    first: str = ""
-    """The first repetition, where it differs."""
-    random: bool = False
-    """The sequence is of random digits instead, and ends in the piece, once or twice."""
-    separators: bool = False
-    """A piece may be a separator and what it separates."""
-
-    @property
-    def period(self) -> int:
-        """Repetitions after which the pieces begin again."""
-        return len(self.pieces)
-
-
-COUNTING = (
-    "How many ones are in the following sequences? ",
-    "Count the ones in this sequence: ",
-    "Please tell me the number of ones here: ",
-    "Sequence: ",
-    "A row of digits, to be counted by the reader: ",
-)
-COPYING = (
-    "Can you copy the following number? ",
-    "Repeat this number: ",
-    "Write down the number that follows: ",
-    "Number: ",
-    "The customer's number, as it was dictated: ",
-)
-SUMS = (
-    "Can you perform the following sum? ",
-    "Add up: ",
-    "What is ",
-    "Sum: ",
-    "The bill, item by item: ",
-)
-WORDS = (
-    'How often does the word "car" appear in the following sentence?',
-    'Count the word "car" in this text:',
-    "Sentence:",
-    "He only said one word, again and again:",
-    "Text:",
-)
-FAMILIES = (
-    Family(name="ones", line="how many ones, 1111", questions=COUNTING, pieces=("1",)),
-    Family(
-        name="digits", line="random digits ending in 1 or 11", questions=COUNTING, pieces=("1",),
-        random=True,
-    ),
-    Family(name="copying", line="copy the number, 1111", questions=COPYING, pieces=("1",)),
-    Family(
-        name="commas", line="copy the number, 111,111", questions=COPYING,
-        pieces=(",1", "1", "1"), first="1", separators=True,
-    ),
-    Family(name="sum", line="1 + 1 + 1", questions=SUMS, pieces=(" + 1",), first="1"),
-    Family(name="words", line="car car car", questions=WORDS, pieces=(" car",)),
-)  # fmt: skip
-"""Figure 5 (a) to (d), then figure 3's sums and words."""
 ANSWER = 'Give the answer as "The answer to your question is: <ANSWER>".\n'
 """How to answer, in the form `question last` (the paper's Type 2)."""
-
-
-def find_family(name: str) -> Family:
-    """The family of that name. Raises `UserError` where there is none."""
-    for family in FAMILIES:
-        if family.name == name:
-            return family
-    names = ", ".join(family.name for family in FAMILIES)
-    raise UserError(f"{name!r} is no prompt family; wanted one of {names}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +39,6 @@ class Growing:
     """The longest prompt's tokens, but for what comes after the sequence."""
     ends: tuple[int, ...]
     """Tokens of the trunk up to repetition n, for n = 0, 1, ..."""
-    period: int
-    """Repetitions after which the last token is in the same place of its group again."""
     suffix: tuple[int, ...] = ()
     """Tokens behind the sequence; where there are any, the theorem does not speak of the prompt."""
     last: tuple[int, ...] = ()
@@ -176,7 +88,6 @@ def grow(
     return Growing(
         trunk=torch.tensor(tokens),
         ends=tuple(ends),
-        period=family.period,
         suffix=tuple(suffix),
         last=(one_token(model, family.pieces[0]),) if family.random else (),
     )
@@ -228,13 +139,6 @@ def merging_sentence(model: LanguageModel) -> str:
         f"The tokenizer of {model.spec} merges digits ({_example(model)}); single digits are fed "
         "here all the same, which the model has seldom read."
     )
-
-
-def check_form(form: str) -> Form:
-    """The form of that name. Raises `UserError` where there is none."""
-    if form not in get_args(Form):
-        raise UserError(f"{form!r} is no form of prompt; wanted one of {', '.join(FORMS)}.")
-    return form  # type: ignore[return-value]
 
 
 def _example(model: LanguageModel) -> str:

@@ -19,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from analyses.cells import Frame
 from analyses.collapse.behaviour import GROUP, Asked, copying_frame, margins
-from analyses.collapse.prompts import find_family, grow
+from analyses.collapse.families import find_family
+from analyses.collapse.prompts import grow
 from analyses.dose_cells import living
-from probe.attention import Visible
+from probe.attention import Sink, Visible
 from probe.capture import capturing
 from probe.interventions import Coordinate, Edit, Turned, Where, applying
 from probe.language import LanguageModel
@@ -37,6 +39,8 @@ ASKED = {
     "hint": Asked(end="last", hint=True),
     "commas": Asked(end="last", separators=True),
 }
+WINDOW_SINKS: dict[Sink, str] = {"like others": "", "kept": ", first token kept"}
+"""What happens to the first token under a window, and how that is called."""
 SEPARATED = 60
 """Ones in the text at whose commas the separator feature is found."""
 
@@ -90,8 +94,7 @@ def plain_margins(
 ) -> pd.DataFrame:
     """Margins of the remedies that are asked for: none, a hint, commas."""
     found = margins(model, pair, list(ASKED.values()), lengths)
-    names = [name for name in ASKED for _ in lengths]
-    return found.assign(remedy=names)[["remedy", "n", "margin"]]
+    return _named(found, [name for name in ASKED for _ in lengths])
 
 
 def windowed_margins(
@@ -99,17 +102,23 @@ def windowed_margins(
 ) -> Iterator[pd.DataFrame]:
     """Margins under windows of attention."""
     for window in windows:
-        for sink, words in (("like others", ""), ("kept", ", first token kept")):
+        for sink, words in WINDOW_SINKS.items():
             visible = Visible(window=window, sink=sink)
             found = margins(model, pair, [LAST], lengths, visible=visible)
-            yield found.assign(remedy=f"window {window}{words}")[["remedy", "n", "margin"]]
+            yield _named(found, f"window {window}{words}")
 
 
 def margins_in_format(
     rounded: LanguageModel, format: Format, pair: tuple[int, int], lengths: Sequence[int]
 ) -> pd.DataFrame:
     """Margins of a model whose rounding is emulated (`probe.rounding.rounded_model`)."""
-    return margins(rounded, pair, [LAST], lengths).assign(remedy=format)[["remedy", "n", "margin"]]
+    return _named(margins(rounded, pair, [LAST], lengths), format)
+
+
+def _named(found: Frame, remedy: str | list[str], control: int = 0) -> pd.DataFrame:
+    """Margins under their remedy's name."""
+    columns = {"remedy": remedy, "control": control, "n": found["n"], "margin": found["margin"]}
+    return pd.DataFrame(columns)
 
 
 # ------------------------------------------------------------------------- the separator feature
@@ -149,7 +158,7 @@ def clamped_margins(
             )  # fmt: skip
             with applying(model, [edit]):
                 found = margins(model, pair, [LAST], [n])
-            yield found.assign(remedy=remedy, control=control)[["remedy", "control", "n", "margin"]]
+            yield _named(found, remedy, control)
 
 
 def ends_of_groups(model: LanguageModel, pair: tuple[int, int], n: int) -> torch.Tensor:

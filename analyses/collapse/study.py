@@ -18,6 +18,7 @@ change the last one is bounded by a sum over paths of attention. Asked here of a
 Everything measured is kept in cells below <root>/tasks (`analyses.cells`).
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -30,10 +31,11 @@ from tqdm.auto import tqdm
 from analyses.benchmark import find_sae
 from analyses.cells import Tables, kept
 from analyses.collapse import parts
+from analyses.collapse.families import find_family
 from analyses.collapse.figures import figures
 from analyses.collapse.findings import numbers, verdicts
 from analyses.collapse.measured import Config, Measured, Settings, Weights, settle
-from analyses.collapse.prompts import find_family, grow, merging_sentence
+from analyses.collapse.prompts import grow, merging_sentence
 from analyses.collapse.tables import tables
 from analyses.collapse.text import text
 from analyses.report import Report
@@ -172,7 +174,7 @@ def check_lengths(model: LanguageModel, config: Config, settings: Settings) -> N
     """Raise `UserError` where a prompt is longer than the model's context, before anything runs."""
     for name in config.families:
         family = find_family(name)
-        longest = parts.longest_of(family, settings)
+        longest = family.longest(settings.longest)
         growing = grow(model, family, longest + parts.PHASE, merged=config.merged)
         check_readings(model, len(growing.trunk), [growing.reading(longest, 1)])
 
@@ -292,10 +294,9 @@ class _Study:
 
     def _features(self) -> Iterator[Cell]:
         asked = self._asked("longest", "feature_units")
-        wanted: list[tuple[Weights, str]] = [
-            *(("trained", name) for name in ("ones", "words", "digits")), ("twin", "ones")
-        ]  # fmt: skip
-        for weights, name in wanted:
+        families = [name for name in ("ones", "words", "digits") if name in self.config.families]
+        both: tuple[Weights, ...] = ("trained", "twin")
+        for weights, name in itertools.product(both, families):
             saes = self.saes if weights == "trained" else {}
             known = {"saes": self._checksums(saes)}
             known |= self._asked("twin") if weights == "twin" else {}

@@ -10,18 +10,32 @@ from analyses.collapse.measured import Measured
 from analyses.collapse.numbers import (
     LONG,
     PLAIN,
+    as_ratio,
     counters_of,
     distances,
+    early_over_late,
     floor_crossing,
     geometric,
     in_formats,
     last_telling,
+    log_ratios,
+    long_distances,
+    long_lengths,
     long_mean,
     margins_of,
+    rank_correlations,
+    remedy_margins,
+    sensitivity,
     slopes,
 )
+from analyses.collapse.parts import BETAS
 from analyses.collapse.precision import equal_from
-from analyses.statistics import Estimate, mean_interval
+from analyses.collapse.remedies import BASELINE
+from analyses.statistics import Estimate, effect_size, mean_interval, paired_difference
+
+OTHER_SUMS = ("measured beta", "beta 10, first token out", "uniform")
+CLAMPED = ("separator feature", "random direction", "random feature")
+"""Remedies that are tried on fewer lengths."""
 
 
 def tables(measured: Measured) -> dict[str, pd.DataFrame]:
@@ -30,6 +44,7 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
         "final_distance": final_distance(measured),
         "curves": curves(measured),
         "number_formats": formats(measured),
+        "path_sums": path_table(measured),
         "copying": copying(measured),
         "counting": counting(measured),
         "features_by_layer": features(measured),
@@ -66,14 +81,13 @@ def curves(measured: Measured) -> pd.DataFrame:
     rows = []
     keys = ["family", "form", "attention", "weights", "more"]
     for values, _ in table.groupby(keys, sort=False):
-        wanted = dict(zip(keys, values, strict=True))  # type: ignore[arg-type]
+        wanted = dict(zip(keys, values, strict=True))
         by_length = distances(measured, str(wanted["family"]), PLAIN | wanted)
-        long = by_length[[n for n in by_length.columns if n >= LONG]]
         rows.append(
-            wanted
+            {"n +" if name == "more" else name: value for name, value in wanted.items()}
             | {
                 "slope": words(mean_interval(slopes(by_length))),
-                f"distance, n of {LONG} or more": words(geometric(long.mean(axis=1))),
+                f"distance, n of {LONG} or more": words(geometric(long_distances(by_length))),
                 "same next token": _same_top(table, wanted),
             }
         )
@@ -82,7 +96,7 @@ def curves(measured: Measured) -> pd.DataFrame:
 
 def _same_top(table: Frame, wanted: dict) -> float:
     rows = select(table, wanted)
-    return float(rows[rows["n"] >= LONG]["same_top"].mean())
+    return float(rows[rows["n"].isin(long_lengths(rows["n"]))]["same_top"].mean())
 
 
 def formats(measured: Measured) -> pd.DataFrame:
@@ -92,7 +106,7 @@ def formats(measured: Measured) -> pd.DataFrame:
         table = in_formats(measured, family)
         for format in measured.settings.formats if len(table) else ():
             here = select(table, {"format": format})
-            long = here[here["n"] >= LONG]
+            long = here[here["n"].isin(long_lengths(here["n"]))]
             crossing = floor_crossing(measured, family, format)
             rows.append(
                 {
@@ -115,6 +129,28 @@ def _from(rows: Frame, column: str) -> str:
     return "never" if found is None else f"{found:,}"
 
 
+def path_table(measured: Measured) -> pd.DataFrame:
+    """Rank correlation of every kind of path sum with the gradient, and attention to the first
+    token."""
+    table = measured.table("sensitivity")
+    rows = []
+    keys = ["family", "attention", "weights"]
+    for values, _ in table.groupby(keys, sort=False) if len(table) else ():
+        of, attention, weights = map(str, values)
+        here = sensitivity(measured, of, attention=attention, weights=weights)
+        columns = [*(f"beta {beta:g}" for beta in BETAS), *OTHER_SUMS]
+        found = {name: float(rank_correlations(here, name, "gradient").mean()) for name in columns}
+        rows.append(
+            {"of": of, "attention": attention, "weights": weights}
+            | found
+            | {
+                "early over late": 10 ** float(early_over_late(here).mean()),
+                "attention to the first token": float(here["first token"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def copying(measured: Measured) -> pd.DataFrame:
     """Margins and accuracy of every way of asking."""
     table = measured.table("copying")
@@ -123,14 +159,14 @@ def copying(measured: Measured) -> pd.DataFrame:
     rows = []
     keys = ["end", "order", "hint"]
     for values, of in table.groupby(keys, sort=False):
-        wanted = dict(zip(keys, values, strict=True))  # type: ignore[arg-type]
+        wanted = dict(zip(keys, values, strict=True))
         by_length = margins_of(measured, wanted)
-        long = of[of["n"] >= LONG]
+        long = of[of["n"].isin(long_lengths(of["n"]))]
         rows.append(
             wanted
             | {
                 f"margin, {LONG} digits or more": words(mean_interval(long_mean(by_length))),
-                "both choices right": float((long if len(long) else of)["right"].mean()),
+                "both choices right": float(long["right"].mean()),
             }
         )
     return pd.DataFrame(rows)
@@ -175,7 +211,7 @@ def features(measured: Measured) -> pd.DataFrame:
         counted = counted.rename(
             columns={
                 "ones": "follow n in ones", "words": "and in words",
-                "digits": "and position in digits", "count": "count",
+                "digits": "and position in digits", "all_words": "follow n in words",
             }
         )  # fmt: skip
         table = table.merge(counted, on=["source", "layer"], how="left")
@@ -189,11 +225,38 @@ def separator(measured: Measured) -> pd.DataFrame:
 
 
 def remedies(measured: Measured) -> pd.DataFrame:
-    """Every remedy's margin."""
-    found = remedy_estimates(measured)
-    return pd.DataFrame(
-        [{"remedy": name, "margin, nats": words(value)} for name, value in found.items()]
-    )
+    """Every remedy's margin, what it adds to none's, its size in standard deviations (Hedges' g of
+    the pairs of digits), and what it does to the distance of n and n + 1 ones."""
+    rows = []
+    for name, value in remedy_estimates(measured).items():
+        found = remedy_margins(measured, name)
+        lengths = measured.settings.clamp_lengths if name in CLAMPED else None
+        own, none = (
+            table.mean(axis=1).to_numpy()
+            for table in (found, remedy_margins(measured, BASELINE, lengths))
+        )
+        other = _remedied_distances(measured, name)
+        plain = distances(measured, "copying" if name == "commas" else "ones")
+        ratio = as_ratio(mean_interval(log_ratios(other, plain))) if len(other) else None
+        rows.append(
+            {
+                "remedy": name,
+                "margin, nats": words(value),
+                "more than without": words(paired_difference(own, none)),
+                "Hedges' g": effect_size(own, none),
+                "distance over plain": "-" if ratio is None else words(ratio),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _remedied_distances(measured: Measured, remedy: str) -> Frame:
+    """Distances of n and n + 1 under a remedy; empty where it has none of its own."""
+    if remedy == "commas":
+        return distances(measured, "commas")
+    if remedy.startswith("window"):
+        return distances(measured, "ones", PLAIN | {"attention": remedy})
+    return pd.DataFrame()
 
 
 def shapes(measured: Measured) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """What the collapse study's report says before its verdicts."""
 
+from analyses.collapse.families import FAMILIES, FORMS
 from analyses.collapse.features import FOLLOWS, TELLS
 from analyses.collapse.measured import Measured
 from analyses.collapse.numbers import LONG, SLOPE_FROM, SLOPE_TO
-from analyses.collapse.prompts import FAMILIES, FORMS
 
 SMALL = 1e9
 """Parameters below which the report says what so small a model cannot show."""
@@ -33,7 +33,10 @@ def _done(measured: Measured) -> str:
         f"repetitions ({named}). Distance is |y - y*| / |y| of the final norm's output at the last "
         f"token. Slopes are of log distance over log n from {SLOPE_FROM} to "
         f"{min(SLOPE_TO, settings.longest):,}: -1 is a fall as 1 / n. Long means n of {LONG} or "
-        "more.\n\n"
+        "more (the longest, where none is). The commas' zigzag is the place in a group of three: after a full group the next "
+        "number brings a comma, within one it does not. Hiding the first token from all others is, "
+        "where positions are relative, the same as leaving it out: the next token becomes the "
+        "sink.\n\n"
         "**Formats.** Products in float64, every activation and weight rounded to the format; int8 "
         "and float8 round what linear layers read, the rest is bfloat16. A format's error is the "
         "relative distance of one prompt's output from exact arithmetic's.\n\n"

@@ -125,9 +125,10 @@ def figure_10(
     for seed in range(seeds):
         for place, n in enumerate(lengths):
             generator = torch.Generator().manual_seed(seed)
-            drawn = [torch.randn(n, d, generator=generator).double() for _ in range(3)]
-            longer = [torch.cat([x, x[-1:]]) for x in drawn]
-            short, long = (last_output(*qkv, positions) for qkv in (drawn, longer))
+            qkv = torch.randn(3, n, d, generator=generator).double()
+            short = last_output(qkv[0], qkv[1], qkv[2], positions)
+            qkv = torch.cat([qkv, qkv[:, -1:]], dim=1)
+            long = last_output(qkv[0], qkv[1], qkv[2], positions)
             values[seed, place] = (short - long).abs().sum()
     return SyntheticLine(name=positions, lengths=lengths, values=values)
 
@@ -206,7 +207,7 @@ def sinusoids(n: int, d: int) -> Float[Tensor, "n d"]:
 
 def rotated(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864, equation 15): pairs turned by angles."""
-    angles = _angles(*x.shape, ROTARY_BASE)
+    angles = _angles(x.shape[0], x.shape[1], ROTARY_BASE)
     even, odd = x[:, ::2], x[:, 1::2]
     turned = (even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos())
     return torch.stack(turned, dim=-1).flatten(1)

@@ -15,7 +15,17 @@ from analyses.report import Report
 from app.commands.options import say
 from probe.errors import UserError
 from probe.runs import Run, git_commit, machine
-from tests.bench import bench_step, capture, clicks, image_clicks, images, index, map, steering
+from tests.bench import (
+    bench_step,
+    capture,
+    clicks,
+    collapse,
+    image_clicks,
+    images,
+    index,
+    map,
+    steering,
+)
 from tests.browsing import CHROMIUM
 
 TEXT = """Rates are medians over rounds that take turns, with the slowest and fastest round beside
@@ -30,7 +40,8 @@ filter is the first, before it is cached. A feature that is added costs a vector
 is set is read by the SAE (4,608 latents) at every token first. The map has 20,000 points. Images
 are 64 x 64 pixels, 8 at once unless said otherwise, in float32; a capture writes a whole store,
 manifest included, and one without pictures stops each drawing after the last block. Clicks on
-images are with four SAEs of 512 features in memory, each on an image not drawn before."""
+images are with four SAEs of 512 features in memory, each on an image not drawn before. A collapse
+curve has two prompts of ones at each of some fifty lengths."""
 
 
 BENCHES = {
@@ -41,6 +52,7 @@ BENCHES = {
     "images": images.measure,
     "index": index.measure,
     "steering": steering.measure,
+    "collapse": collapse.measure,
     "clicks": clicks.measure,
     "map": map.measure,
     "image_clicks": image_clicks.measure,

@@ -1,0 +1,41 @@
+"""Collapse: does a model still tell n repetitions from n + 1, and which tokens reach its last?"""
+
+import streamlit as st
+
+from app import components, dashboard, data
+
+STUDY = "collapse"
+
+
+def show() -> None:
+    """Draw the page."""
+    components.heading(
+        "Collapse",
+        "Two prompts that differ in one more repetition of their last token: how far apart does "
+        "the model keep them, and which tokens still reach the last one?",
+    )
+    _report()
+    with components.one_sentence_errors():
+        with st.spinner("Loading ..."):
+            from app import collapse_sections
+        collapse_sections.draw()
+
+
+def _report() -> None:
+    """Where the study's report is, or what makes one."""
+    reports = [name for name in data.finished_reports() if name.startswith(f"{STUDY}/")]
+    if reports:
+        st.page_link(
+            "pages/reports.py", label=":primary[What the study found, with intervals and controls]",
+            icon="", query_params={"report": reports[0]},
+        )  # fmt: skip
+        return
+    components.empty(
+        "What is measured here is one prompt at a time. The study has phrasings, intervals, "
+        "controls, number formats, features and remedies:",
+        "lorgnette analyse collapse",
+    )
+
+
+if __name__ == "__main__":
+    dashboard.enter(show)
