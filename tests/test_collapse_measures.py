@@ -10,6 +10,7 @@ from collapse_tree import long_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from analyses.cells import Frame
 from analyses.collapse.behaviour import (
     PAIRS,
     STEM,
@@ -47,7 +48,7 @@ def model() -> LanguageModel:
 
 
 def decoded(model: LanguageModel, ids) -> str:
-    return model.tokenizer.decode(torch.as_tensor(ids))
+    return str(model.tokenizer.decode(torch.as_tensor(ids)))
 
 
 def prompt_of(model, growing, n: int, more: int = 0) -> torch.Tensor:
@@ -148,7 +149,7 @@ def test_smollm2_reads_a_token_for_every_one(smollm2):
                                         ("ones", "chat"), ("digits", "chat")])  # fmt: skip
 def test_a_curve_is_what_plain_passes_give(model, name, form):
     family, lengths = find_family(name), [1, 2, 7, 30]
-    table = curve(model, Condition(family=family, form=form, more=(1, 3)), lengths, unit=1)
+    table: Frame = curve(model, Condition(family=family, form=form, more=(1, 3)), lengths, unit=1)
     growing = grow(model, family, 33, form=form, phrasing=1, seed=1)
     sites = [parse_site("resid_post.0"), parse_site("resid_post.1"), final_site(model)]
     heads = [parse_site("head_out.0"), parse_site("head_out.1")]
@@ -175,7 +176,7 @@ def test_a_curve_is_what_plain_passes_give(model, name, form):
 
 def test_smollm2s_curve_is_what_plain_passes_give(smollm2):
     lengths = [1, 11, 101]
-    table = curve(smollm2, Condition(family=find_family("ones")), lengths)
+    table: Frame = curve(smollm2, Condition(family=find_family("ones")), lengths)
     final = table[table["layer"] == smollm2.n_layers].set_index("n")["distance"]
     growing = grow(smollm2, find_family("ones"), 102)
     site = final_site(smollm2)
@@ -220,13 +221,13 @@ def test_a_format_beside_exact_arithmetic(model):
     exact, last = (
         read_pairs(m, condition, lengths, unit=0, merged="correct") for m in (exact_model, coarse)
     )
-    table = in_format(model, last, exact, lengths)
+    table: Frame = in_format(model, last, exact, lengths)
     site = final_site(model)
     y, true = last.values[site], exact.values[site]
     assert table["equal_coordinates"][1] == float((y[2] == y[3]).double().mean())
     floors = [(true[i] - y[i]).norm() / true[i].norm() for i in (4, 5)]
     assert table["floor"][2] == pytest.approx(float(sum(floors)) / 2)
-    itself = in_format(model, exact, exact, lengths)
+    itself: Frame = in_format(model, exact, exact, lengths)
     assert itself["floor"].tolist() == [0, 0, 0] and not itself["same_hidden"].any()
 
 
@@ -263,17 +264,16 @@ def slow_margin(model, pair, asked: Asked, n: int, visible: Visible) -> float:
 
 def test_margins_are_what_plain_passes_give(model):
     asked = [
-        Asked(end=end, hint=hint, order=order, separators=separators)
-        for end, hint, order, separators in (
-            ("last", False, "sequence first", False), ("last", True, "sequence first", True),
-            ("first", False, "sequence first", True), ("first", True, "question first", False),
-            ("alternating", False, "question first", False),
-        )
-    ]  # fmt: skip
+        Asked(end="last"),
+        Asked(end="last", hint=True, separators=True),
+        Asked(end="first", separators=True),
+        Asked(end="first", hint=True, order="question first"),
+        Asked(end="alternating", order="question first"),
+    ]
     lengths, visible = [2, 4, 9], Visible(window=50)
-    table = margins(model, (0, 1), asked, lengths, visible=visible)
+    table: Frame = margins(model, (0, 1), asked, lengths, visible=visible)
     assert len(table) == len(asked) * len(lengths)
-    rows = table.reset_index(drop=True)
+    rows: Frame = table.reset_index(drop=True)
     for i, (one, n) in enumerate(itertools.product(asked, lengths)):
         wanted = slow_margin(model, (0, 1), one, n, visible)
         assert rows["margin"][i] == pytest.approx(wanted, abs=1e-4)
@@ -308,7 +308,7 @@ def test_what_is_counted():
 
 
 def test_counting_against_a_plain_pass(model):
-    table = counting(model, "ones", [12])
+    table: Frame = counting(model, "ones", [12])
     turn = "Please give the answer on the final line exactly as 'The final answer to your maths"
     before = f"<user>{turn} question is: xxxx'. How many ones are in the following sequence? "
     gaps = []
@@ -331,7 +331,7 @@ def test_telling_by_hand():
     at_n = torch.tensor([[0.1, 1.0, 2.0]])
     one_more = torch.tensor([[0.3, 1.25, 2.1]])
     values = Values(source="s", layer=3, at_n=at_n, one_more=one_more)
-    row = telling(values, [7]).iloc[0]
+    row: Frame = telling(values, [7]).iloc[0]
     # The root mean square at n is sqrt((.01 + 1 + 4) / 3) = 1.29: features 2 (2.0) is active, and
     # 1 (1.25) is not.
     assert (row["active"], row["tell"], row["differ_in_bfloat16"]) == (1, 0, 1)

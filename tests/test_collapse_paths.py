@@ -54,6 +54,29 @@ def test_path_sums_are_those_of_enumeration(layers, n, beta, seed):
     assert rows[layers].tolist() == [0.0] * (n - 1) + [1.0]
 
 
+@given(st.integers(1, 3), st.integers(1, 5), st.floats(0.5, 4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_theorem_b5_bounds_the_jacobian(layers, n, beta, seed):
+    """With attention held constant and norms as divisors, every token's Jacobian is below it."""
+    generator, d = torch.Generator().manual_seed(seed), 4
+    attention = random_attention(layers, n, seed)
+    maps = torch.randn(layers, d, d, generator=generator, dtype=torch.float64)
+
+    def last(v: torch.Tensor) -> torch.Tensor:
+        for weights, psi in zip(attention, maps, strict=True):
+            z = weights @ (v / beta) + v
+            v = torch.tanh((z / beta) @ psi) + z
+        return v[-1] / beta
+
+    v = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(last, v)
+    assert isinstance(jacobian, torch.Tensor)
+    norms = torch.linalg.matrix_norm(jacobian.movedim(1, 0), ord=2)
+    sigma = torch.linalg.matrix_norm(maps, ord=2)
+    constant = (sigma / beta + 1).prod() / beta * (1 / beta + 1) ** layers
+    assert bool((norms <= constant * path_sums(attention, beta)[0] + 1e-9).all())
+
+
 def test_a_divisor_for_each_layer():
     attention = random_attention(2, 4)
     rows = path_sums(attention, torch.tensor([2.0, 5.0]))

@@ -8,6 +8,7 @@ import torch
 from artifact_tree import SITE
 
 from analyses import geometry as study
+from analyses.cells import Frame
 from analyses.geometry import Config
 from analyses.geometry_measures import (
     cka,
@@ -102,10 +103,10 @@ def test_the_study_of_a_store(root):
     config = Config(stores=names, rows=300)
     run = study.run(config, root)
     report = read_report(run.path)
+    shapes: Frame = report.tables["shapes"]
+    likeness: Frame = report.tables["likeness"]
     assert run.complete and set(report.figures) == {"shapes_by_site", "likeness"}
-    shapes = report.tables["shapes"]
     assert set(shapes["of"]) == {"activations", "normal rows"} and set(shapes["site"]) == {SITE}
-    likeness = report.tables["likeness"]
     assert len(likeness) == 1 and likeness["cka"][0] == pytest.approx(1), "the same rows"
     assert likeness["shuffled"][0] < 0.5 and likeness["rows"][0] == 300
     by = shapes.groupby("of")["participation_ratio"].mean()

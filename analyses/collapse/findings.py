@@ -257,12 +257,28 @@ def _paths(measured: Measured) -> Iterator[Verdict | None]:
         if not len(rows):
             continue
         yield _verdict(
-            f"Early tokens are the more sensitive ones ({words}).",
-            "gradient by the first quarter of the sequence over that by the last quarter, "
-            "geometric means, the last token left out",
+            f"Early tokens are the more sensitive ones ({words}).", EARLY,
             as_ratio(mean_interval(early_over_late(rows))), above=1,
         )  # fmt: skip
         yield from _predicted(rows, words)
+    twin = sensitivity(measured, "ones", weights="twin")
+    if len(twin):
+        yield _verdict(
+            "Early tokens are the more sensitive ones in the random-weight twin (ones).", EARLY,
+            as_ratio(mean_interval(early_over_late(twin))), above=1,
+        )  # fmt: skip
+        yield _verdict(
+            "Path sums as Proposition B.8 scales them predict which tokens are sensitive in the "
+            "random-weight twin (ones).",
+            "rank correlation with the gradient, over tokens",
+            mean_interval(rank_correlations(twin, "beta 1", "gradient")), above=0,
+        )  # fmt: skip
+
+
+EARLY = (
+    "gradient by the first quarter of the sequence over that by the last quarter, geometric means, "
+    "the last token left out"
+)
 
 
 def _predicted(rows: Any, words: str) -> Iterator[Verdict]:

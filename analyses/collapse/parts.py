@@ -154,7 +154,21 @@ def precision(
 def path_prompts(
     model: LanguageModel, name: str, config: Config, settings: Settings
 ) -> Iterator[tuple[Int[Tensor, " t"], int]]:
-    """Prompts of a family (or of ordinary text), each with where its sequence begins."""
+    """Prompts of a family (or of ordinary text), each with where its sequence begins.
+
+    A first token whose vector is zero, as a random-weight twin's end of text may be, is left out:
+    a norm of nothing has no bounded derivative.
+    """
+    vectors = model.model.get_input_embeddings()
+    for tokens, start in _whole_path_prompts(model, name, config, settings):
+        first = vectors(tokens[:1].to(model.device))
+        empty = int(not bool(first.any()))
+        yield tokens[empty:], start - empty
+
+
+def _whole_path_prompts(
+    model: LanguageModel, name: str, config: Config, settings: Settings
+) -> Iterator[tuple[Int[Tensor, " t"], int]]:
     for unit in range(settings.path_units):
         if name == TEXT:
             documents = read_documents("builtin")

@@ -40,7 +40,7 @@ def path_sums(
 
     Returns:
         For the input of each layer, and last for the output, [prod (Lambda / beta + I)]_{n, i},
-        scaled to sum to 1 over the tokens.
+        scaled to sum to 1 over the tokens: divided by the product of the layers' 1 / beta + 1.
     """
     layers, n, _ = attention.shape
     betas = torch.as_tensor(beta, dtype=torch.float64).expand(layers)

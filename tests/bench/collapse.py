@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 from analyses.collapse.curves import final_site, lengths_up_to
-from analyses.collapse.families import find_family
+from analyses.collapse.families import Form, find_family
 from analyses.collapse.prompts import grow
 from probe.capture import capturing
 from probe.growing import read_last_tokens
@@ -22,7 +22,7 @@ def measure() -> pd.DataFrame:
     model = load_language_model("smollm2", dtype="float32")
     site, ones = final_site(model), find_family("ones")
 
-    def one_pass(n: int, form="raw"):
+    def one_pass(n: int, form: Form = "raw"):
         lengths = lengths_up_to(n)
         growing = grow(model, ones, n + 1, form=form)
         return lambda: read_last_tokens(model, growing.trunk, growing.pairs(lengths), [site])
