@@ -6,13 +6,16 @@ tables/NAME.parquet  its tables
 figures/NAME.json    its figures (plotly), and NAME.png where a Chromium can draw them
 """
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import kaleido
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
@@ -85,7 +88,8 @@ class Report:
         for name, table in self.tables.items():
             with atomic_path(run.path / "tables" / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary, index=False)
-        drawn = [name for name in self.figures if self._write_figure(run.path, name)]
+        with one_chromium():
+            drawn = [name for name in self.figures if self._write_figure(run.path, name)]
         verdicts = [asdict(verdict) for verdict in self.verdicts]
         write_json(run.path / METRICS, {"numbers": self.numbers, "verdicts": verdicts})
         with atomic_path(run.path / TEXT) as temporary:
@@ -118,6 +122,24 @@ class Report:
         parts += [picture(name) for name in drawn]
         parts.append(f"{MEASURED_ON} {machine()}.")
         return "\n\n".join(parts) + "\n"
+
+
+@contextlib.contextmanager
+def one_chromium() -> Iterator[None]:
+    """Draw all pictures inside the block with one Chromium, which takes longer to start than to
+    draw."""
+    if not CHROMIUM.exists():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The kopts argument is ignored", UserWarning)
+        kaleido.start_sync_server(
+            plotlyjs=plotly.io.defaults.plotlyjs, mathjax=False, silence_warnings=True
+        )
+        try:
+            yield
+        finally:
+            kaleido.stop_sync_server(silence_warnings=True)
 
 
 def heading(table: str) -> str:
