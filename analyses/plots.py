@@ -297,7 +297,7 @@ def heat_maps(
             go.Heatmap(
                 z=values, x=list(columns), y=list(range(len(values))), zmin=low, zmax=high,
                 colorscale=HEAT, showscale=place == len(shown) and not own_scales,
-                colorbar={"title": {"text": amount, "side": "right"}, "thickness": 12,
+                colorbar={"title": {"text": amount, "side": "top"}, "thickness": 12,
                           "outlinewidth": 0},
                 hovertemplate=f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3g}}<extra></extra>",
             ),
@@ -306,7 +306,7 @@ def heat_maps(
     _dress(figure, title, x, y)
     figure.update_yaxes(title_text="")
     figure.update_yaxes(title_text=y.title, col=1)
-    figure.update_layout(margin={"t": ABOVE + LEGEND_HEIGHT})
+    figure.update_layout(margin={"t": ABOVE + LEGEND_HEIGHT, "r": 110})
     return figure
 
 
@@ -416,7 +416,7 @@ def _dress(figure: go.Figure, title: str, x: Axis, y: Axis) -> None:
     for axis, update in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
         update(title_text=axis.title)
         if axis.log:
-            update(type="log", exponentformat="power")
+            update(type="log", tickformat=",.6~g")
         if axis.decades:
             update(dtick=1)
         if axis.percent:
