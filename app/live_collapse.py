@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from analyses.collapse.curves import Condition, curve, lengths_up_to, longest_that_fits
 from analyses.collapse.families import Form, find_family
-from analyses.collapse.paths import path_sums, sensitivities
+from analyses.collapse.paths import path_sums, sensitivities, without_empty_start
 from analyses.collapse.prompts import grow
 from app.live import load
 from probe.attention import AS_IT_IS, Visible, attention_weights
@@ -132,7 +132,8 @@ def measured_sensitivity(chosen: Chosen, n: int, beta: float) -> Sensitivity:
     model, lock = load(chosen.spec, chosen.random_weights, "float32")
     growing = grow(model, find_family(chosen.family), n, form=chosen.form)
     asked = growing.reading(n)
-    tokens = torch.cat([growing.trunk[: asked.n_trunk], torch.tensor(asked.suffix).long()])
+    whole = torch.cat([growing.trunk[: asked.n_trunk], torch.tensor(asked.suffix).long()])
+    tokens = without_empty_start(model, whole)
     visible = chosen.condition.visible
     with lock:
         attention = attention_weights(model, tokens, visible=visible).mean(1)

@@ -38,7 +38,7 @@ AttentionMaskInterface.register(FROZEN, sdpa_mask)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visible:
-    """Which tokens up to itself a token may attend to.
+    """Which tokens up to itself a token may attend to. Raises `UserError` for an empty window.
 
     Where nothing is set, the model attends as it does; else this takes the place of the windows
     that the model may have of its own.
@@ -48,6 +48,18 @@ class Visible:
     """How many of the latest tokens, itself among them; None: all."""
     sink: Sink = "like others"
     """The first token: visible like the others, outside the window too, or to itself alone."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise UserError(f"a window of {self.window} tokens was asked for; give 1 or more.")
+
+    @property
+    def name(self) -> str:
+        """What is visible, in a few words."""
+        if self.window is None:
+            return "all" if self.sink == "like others" else f"first token {self.sink}"
+        kept = "" if self.sink == "like others" else f", first token {self.sink}"
+        return f"window {self.window}{kept}"
 
     def seen(self, query: Int[Tensor, "q 1"], key: Int[Tensor, " k"]) -> Bool[Tensor, "q k"]:
         """Whether tokens at some positions see those at others."""
@@ -84,19 +96,14 @@ AS_IT_IS = Visible()
 """The model's own attention."""
 
 
-def check_visible(visible: Visible) -> None:
-    """Raise `UserError` where the window holds no token."""
-    if visible.window is not None and visible.window < 1:
-        raise UserError(f"a window of {visible.window} tokens was asked for; give 1 or more.")
-
-
 @torch.no_grad()
 def attention_weights(
     model: LanguageModel, tokens: Int[Tensor, " t"], *, visible: Visible = AS_IT_IS
 ) -> Float[Tensor, "l h t t"]:
     """The attention weights of every layer and head: row i is what token i attends to, sums to 1.
 
-    Raises `UserError` where the model gives none, as those without attention do.
+    They are on the CPU. Raises `UserError` where the model gives none, as those without attention
+    do.
     """
     n = len(tokens)
     with _implementation(model, "eager"):
@@ -111,7 +118,7 @@ def attention_weights(
             f"{model.spec} gives no attention weights ({type(model.model).__name__}); choose a "
             "transformer whose every layer attends."
         )
-    return torch.cat(found).float()
+    return torch.cat(found).float().cpu()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from probe.attention import (
     AS_IT_IS,
     Visible,
     attention_weights,
-    check_visible,
     frozen_attention,
 )
 from probe.errors import UserError
@@ -43,7 +42,14 @@ def test_a_mask_of_later_tokens_is_the_end_of_the_whole_mask():
 
 def test_a_window_of_no_token_is_refused():
     with pytest.raises(UserError, match="a window of 0 tokens"):
-        check_visible(Visible(window=0))
+        Visible(window=0)
+
+
+def test_names_in_words():
+    names = [AS_IT_IS, Visible(sink="hidden"), Visible(window=9), Visible(window=9, sink="kept")]
+    assert [visible.name for visible in names] == [
+        "all", "first token hidden", "window 9", "window 9, first token kept"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

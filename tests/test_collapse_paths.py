@@ -12,6 +12,7 @@ from analyses.collapse.paths import (
     rank_correlation,
     sensitivities,
     through_head,
+    without_empty_start,
     without_first,
 )
 from analyses.collapse.theory import causal_uniform, path_count, residual_power
@@ -163,6 +164,15 @@ def test_projections_give_the_norm_of_the_whole_jacobian():
     exact = jacobian[:, 0].double().square().sum((0, 2)).sqrt()
     found = sensitivities(model, TOKENS, probes=2000)[0]
     torch.testing.assert_close(found, exact, rtol=0.08, atol=1e-6)
+
+
+def test_a_first_token_that_is_nothing_is_left_out():
+    model = tiny_llama()
+    assert torch.equal(without_empty_start(model, TOKENS), TOKENS)
+    with torch.no_grad():
+        model.model.model.embed_tokens.weight[0] = 0
+    assert torch.equal(without_empty_start(model, TOKENS), TOKENS[1:])
+    assert torch.isfinite(sensitivities(model, TOKENS[1:], probes=2)).all()
 
 
 def test_a_token_outside_the_window_is_not_felt():

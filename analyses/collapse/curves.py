@@ -44,16 +44,6 @@ class Condition:
     more: tuple[int, ...] = (1,)
     """By how many repetitions the partner is longer."""
 
-    @property
-    def attention(self) -> str:
-        """What is attended to, in a few words."""
-        window, sink = self.visible.window, self.visible.sink
-        if self.visible == AS_IT_IS:
-            return "all"
-        if window is None:
-            return f"first token {sink}"
-        return f"window {window}" + (", first token kept" if sink == "kept" else "")
-
 
 def lengths_up_to(longest: int) -> list[int]:
     """The paper's lengths and others between them, evenly on a logarithmic axis."""

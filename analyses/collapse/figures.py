@@ -47,6 +47,7 @@ def figures(measured: Measured) -> dict[str, go.Figure]:
         "sensitivity_by_token": sensitivity_by_token,
         "sensitivity_by_depth": sensitivity_by_depth,
         "path_sums_and_gradients": agreement,
+        "paths_by_head": heads,
         "copying": copying,
         "counting": counting,
         "telling_features": telling,
@@ -269,6 +270,26 @@ def depth_map(depths: Frame, column: str) -> np.ndarray:
     grouped = np.stack([table[:, group].mean(1) for group in groups], axis=1)
     share = grouped / grouped.max(1, keepdims=True)
     return np.log10(np.maximum(share, SMALLEST))
+
+
+def heads(measured: Measured) -> go.Figure | None:
+    """What passes each head on its way to the last token, and what of that is the first token's."""
+    rows = select(
+        measured.table("heads"), {"family": "ones", "weights": "trained", "attention": "all"}
+    )
+    if not len(rows):
+        return None
+    of_first = rows.assign(share=rows["from first"] / rows["passing"])
+    by = of_first.pivot(index="layer", columns="head", values="share")
+    passing = rows.assign(
+        share=rows["passing"] / rows.groupby("layer")["passing"].transform("sum")
+    ).pivot(index="layer", columns="head", values="share")
+    return heat_maps(
+        {"of what passes, from the first token": by.to_numpy(),
+         "of what passes the layer": passing.to_numpy()},
+        title="Ones: paths through each head (attention counted a tenth)", x=Axis(title="Head"),
+        y=Axis(title="Layer"), columns=list(by.columns), amount="share", limits=(0.0, 1.0),
+    )  # fmt: skip
 
 
 def agreement(measured: Measured) -> go.Figure | None:

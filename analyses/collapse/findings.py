@@ -47,6 +47,7 @@ from analyses.statistics import (
     paired_difference,
     proportion_interval,
 )
+from probe.attention import Visible
 
 SHORT = 12
 """Up to here a sequence counts as short."""
@@ -180,9 +181,7 @@ def _commas(measured: Measured) -> Iterator[Verdict | None]:
 def _controls(measured: Measured) -> Iterator[Verdict | None]:
     ones = distances(measured, "ones")
     windows = [
-        (f"window {window}{kept}", f"A window of {window} tokens{words} keeps n and n + 1 apart.")
-        for window in measured.settings.windows
-        for kept, words in (("", ""), (", first token kept", ", the first token kept visible,"))
+        (name, f"Attention in a {name} keeps n and n + 1 apart.") for name in window_names(measured)
     ]
     conditions = [
         ({"form": "shuffled"}, "What collapses is the repetition and not the question: with its "
@@ -418,17 +417,21 @@ def _remedies(measured: Measured) -> Iterator[Verdict | None]:
 
 def remedy_claims(measured: Measured) -> list[tuple[str, str]]:
     """Remedies that are compared with doing nothing."""
-    windows = [
-        f"window {window}{kept}"
-        for window in measured.settings.windows
-        for kept in WINDOW_SINKS.values()
-    ]
     return [
         ("hint", "Remedy: a hint raises the last digit's margin."),
         ("commas", "Remedy: commas raise the last digit's margin."),
         *((name, f"Remedy: attention in a {name} raises the last digit's margin.")
-          for name in windows),
+          for name in window_names(measured)),
     ]  # fmt: skip
+
+
+def window_names(measured: Measured) -> list[str]:
+    """The windows of attention, by name."""
+    return [
+        Visible(window=window, sink=sink).name
+        for window in measured.settings.windows
+        for sink in WINDOW_SINKS
+    ]
 
 
 def _clamped(measured: Measured) -> Iterator[Verdict]:

@@ -18,7 +18,13 @@ from analyses.collapse.curves import Condition, curve, lengths_up_to, stream_sit
 from analyses.collapse.families import Form, find_family
 from analyses.collapse.features import Values, counters, feature_values, telling
 from analyses.collapse.measured import Config, Settings, Weights
-from analyses.collapse.paths import path_sums, sensitivities, through_head, without_first
+from analyses.collapse.paths import (
+    path_sums,
+    sensitivities,
+    through_head,
+    without_empty_start,
+    without_first,
+)
 from analyses.collapse.precision import in_format, read_pairs
 from analyses.collapse.prompts import grow
 from analyses.collapse.remedies import (
@@ -71,7 +77,7 @@ class Curve:
     @property
     def name(self) -> str:
         """In a few words."""
-        said = [self.condition.family.name, self.condition.form, self.condition.attention]
+        said = [self.condition.family.name, self.condition.form, self.condition.visible.name]
         return ", ".join([*said, self.weights])
 
 
@@ -122,7 +128,7 @@ def curves(
     condition = one.condition
     return {
         "curves": pd.concat(tables).assign(
-            family=condition.family.name, form=condition.form, attention=condition.attention,
+            family=condition.family.name, form=condition.form, attention=condition.visible.name,
             weights=one.weights,
         )
     }  # fmt: skip
@@ -154,16 +160,10 @@ def precision(
 def path_prompts(
     model: LanguageModel, name: str, config: Config, settings: Settings
 ) -> Iterator[tuple[Int[Tensor, " t"], int]]:
-    """Prompts of a family (or of ordinary text), each with where its sequence begins.
-
-    A first token whose vector is zero, as a random-weight twin's end of text may be, is left out:
-    a norm of nothing has no bounded derivative.
-    """
-    vectors = model.model.get_input_embeddings()
-    for tokens, start in _whole_path_prompts(model, name, config, settings):
-        first = vectors(tokens[:1].to(model.device))
-        empty = int(not bool(first.any()))
-        yield tokens[empty:], start - empty
+    """Prompts of a family (or of ordinary text), each with where its sequence begins."""
+    for whole, start in _whole_path_prompts(model, name, config, settings):
+        tokens = without_empty_start(model, whole)
+        yield tokens, start - (len(whole) - len(tokens))
 
 
 def _whole_path_prompts(
@@ -198,7 +198,6 @@ def paths(
     first prompt, every depth) and `heads` (of the first prompt: what passes each head).
     """
     tables: dict[str, list[pd.DataFrame]] = {"sensitivity": [], "depths": [], "heads": []}
-    attention_name = Condition(family=find_family("ones"), visible=visible).attention
     for unit, (tokens, start) in enumerate(path_prompts(model, name, config, settings)):
         by_head = attention_weights(model, tokens, visible=visible)
         gradients = [
@@ -227,7 +226,7 @@ def paths(
             tables["heads"].append(_by_head(by_head, sums["beta 10"], gradients[1][0]))
         say(len(tokens))
     return {
-        key: pd.concat(frames).assign(family=name, attention=attention_name)
+        key: pd.concat(frames).assign(family=name, attention=visible.name)
         for key, frames in tables.items()
     }
 

@@ -76,6 +76,14 @@ def through_head(
     return torch.einsum("lq,lhqk->lhk", rows[1:].float(), attention)
 
 
+def without_empty_start(model: LanguageModel, tokens: Int[Tensor, " t"]) -> Int[Tensor, " u"]:
+    """A prompt without its first token where that one's vector is zero, as a random-weight twin's
+    end of text may be: a norm of nothing has no bounded derivative."""
+    vectors = model.model.get_input_embeddings()
+    first = vectors(tokens[:1].to(model.device))
+    return tokens if bool(first.any()) else tokens[1:]
+
+
 def sensitivities(
     model: LanguageModel,
     tokens: Int[Tensor, " t"],

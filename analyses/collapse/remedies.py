@@ -39,8 +39,8 @@ ASKED = {
     "hint": Asked(end="last", hint=True),
     "commas": Asked(end="last", separators=True),
 }
-WINDOW_SINKS: dict[Sink, str] = {"like others": "", "kept": ", first token kept"}
-"""What happens to the first token under a window, and how that is called."""
+WINDOW_SINKS: tuple[Sink, ...] = ("like others", "kept")
+"""What happens to the first token under a window."""
 SEPARATED = 60
 """Ones in the text at whose commas the separator feature is found."""
 
@@ -102,10 +102,10 @@ def windowed_margins(
 ) -> Iterator[pd.DataFrame]:
     """Margins under windows of attention."""
     for window in windows:
-        for sink, words in WINDOW_SINKS.items():
+        for sink in WINDOW_SINKS:
             visible = Visible(window=window, sink=sink)
             found = margins(model, pair, [LAST], lengths, visible=visible)
-            yield _named(found, f"window {window}{words}")
+            yield _named(found, visible.name)
 
 
 def margins_in_format(

@@ -45,6 +45,7 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
         "curves": curves(measured),
         "number_formats": formats(measured),
         "path_sums": path_table(measured),
+        "paths_of_one_head": one_head(measured),
         "copying": copying(measured),
         "counting": counting(measured),
         "features_by_layer": features(measured),
@@ -149,6 +150,17 @@ def path_table(measured: Measured) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def one_head(measured: Measured) -> pd.DataFrame:
+    """Path sums along one head in every layer: rank correlation with the gradient of the first
+    prompt, attention held constant."""
+    table = measured.table("heads")
+    if not len(table):
+        return table
+    first = table[table["layer"] == 0]
+    made = first.pivot(index=["family", "attention", "weights"], columns="head", values="alone")
+    return made.rename(columns=lambda head: f"head {head}").reset_index()
 
 
 def copying(measured: Measured) -> pd.DataFrame:
