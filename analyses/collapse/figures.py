@@ -24,6 +24,7 @@ from analyses.collapse.parts import BETAS, PHASE, TEXT
 from analyses.collapse.remedies import BASELINE
 from analyses.plots import Axis, Line, bars, heat_maps, lines, panels
 from analyses.statistics import Estimate, mean_interval
+from probe.attention import AS_IT_IS, Visible
 
 REPETITIONS = Axis(title="Repetitions n", log=True, decades=True)
 DISTANCE = Axis(title="Relative distance, n to n + 1", log=True, decades=True)
@@ -218,10 +219,13 @@ def sensitivity_by_token(measured: Measured) -> go.Figure | None:
         "gradient": "gradient", "attention held constant": "frozen",
         "path sums, beta 10": "beta 10", "path sums, beta 1": "beta 1",
     }  # fmt: skip
-    for of in ("ones", "digits", TEXT):
-        rows = sensitivity(measured, of)
+    windows = [Visible(window=window).name for window in measured.settings.windows]
+    wanted = {of: (of, AS_IT_IS.name) for of in ("ones", "digits", TEXT)}
+    wanted |= {f"ones, {window}": ("ones", window) for window in windows}
+    for title, (of, attention) in wanted.items():
+        rows = sensitivity(measured, of, attention=attention)
         if len(rows):
-            shown[of] = [_along(rows, name, column) for name, column in columns.items()]
+            shown[title] = [_along(rows, name, column) for name, column in columns.items()]
     if not shown:
         return None
     return panels(
@@ -236,7 +240,7 @@ def _along(rows: Frame, name: str, column: str) -> Line:
     by_position = rows.pivot(index="unit", columns="position", values=column).dropna(axis=1)
     values = by_position.to_numpy() / by_position.to_numpy().mean(1, keepdims=True)
     groups = np.array_split(np.arange(values.shape[1]), min(PLACES // 3, values.shape[1]))
-    means = [10 ** np.log10(values[:, group]).mean(1) for group in groups]
+    means = [10 ** np.log10(np.maximum(values[:, group], SMALLEST)).mean(1) for group in groups]
     places = [float(by_position.columns.to_numpy()[group].mean()) for group in groups]
     return Line(name=name, x=places, y=[_above(geometric(mean)) for mean in means])
 

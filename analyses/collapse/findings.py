@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from analyses.cells import select
@@ -38,8 +39,17 @@ from analyses.collapse.numbers import (
     telling_units,
 )
 from analyses.collapse.parts import PHASE, TEXT
+from analyses.collapse.paths import path_sums
 from analyses.collapse.remedies import BASELINE, WINDOW_SINKS
-from analyses.collapse.theory import B4, alternating_distance, causal_uniform, residual_power
+from analyses.collapse.theory import (
+    B4,
+    alternating_distance,
+    causal_uniform,
+    delta,
+    lemma_bound,
+    path_count,
+    residual_power,
+)
 from analyses.report import Verdict
 from analyses.statistics import (
     Estimate,
@@ -53,6 +63,10 @@ SHORT = 12
 """Up to here a sequence counts as short."""
 DEPTHS, TOKENS = 2000, 50
 """Layers and tokens of the check of Proposition B.8."""
+LEMMA_PAIRS = 1000
+"""Random pairs that Lemma B.2 is checked on."""
+PATH_TOKENS, PATH_LAYERS = 50, 12
+"""Tokens and layers whose paths are counted."""
 EXACT = 1e-6
 NOTABLE = 0.5
 """Share of the pairs from which on a format is said to make them equal; correlation from which on
@@ -95,6 +109,20 @@ def _theory(measured: Measured) -> Iterator[Verdict]:
         statistic="largest deviation, n from 2 to 10,000", value=apart, low=None, high=None,
         holds=apart < EXACT,
     )  # fmt: skip
+    ratio = largest_lemma_ratio()
+    yield Verdict(
+        claim="Lemma B.2: the distance of two softmaxes is at most twice the relative change of "
+        "their exponentials.",
+        statistic=f"largest distance over its bound, {LEMMA_PAIRS} random pairs of sequences",
+        value=ratio, low=None, high=None, holds=ratio <= 1,
+    )  # fmt: skip
+    deviation = path_count_deviation()
+    yield Verdict(
+        claim="With every weight 1, paths from token i to token n number C(n - i + L - 1, L - 1).",
+        statistic=f"largest relative deviation of the path sums, {PATH_TOKENS} tokens, "
+        f"{PATH_LAYERS} layers",
+        value=deviation, low=None, high=None, holds=deviation < EXACT,
+    )  # fmt: skip
     row = residual_power(causal_uniform(TOKENS), DEPTHS)
     yield Verdict(
         claim="Proposition B.8: [(Lambda + I) / 2]^L takes everything to the first token.",
@@ -113,6 +141,28 @@ def _theory(measured: Measured) -> Iterator[Verdict]:
                 "slope of log distance over log n, 100 to 5,000; mean over seeds", estimate,
                 below=-0.9,
             )  # fmt: skip
+
+
+def largest_lemma_ratio() -> float:
+    """How near random pairs of sequences come to Lemma B.2's bound."""
+    ratios = []
+    for seed in range(LEMMA_PAIRS):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2 + seed % 100, generator=generator, dtype=torch.float64)
+        other = x + torch.randn(len(x), generator=generator, dtype=torch.float64) / 10
+        ratios.append(float(delta(x.softmax(0), other.softmax(0))) / lemma_bound(x, other))
+    return max(ratios)
+
+
+def path_count_deviation() -> float:
+    """How far path sums with every weight 1 are from the number of paths, relative to it."""
+    ones = torch.ones(PATH_TOKENS, PATH_TOKENS, dtype=torch.float64).tril(-1)
+    sums = path_sums(ones.expand(PATH_LAYERS, -1, -1))[0]
+    counts = torch.tensor(
+        [path_count(PATH_TOKENS, i, PATH_LAYERS) for i in range(1, PATH_TOKENS + 1)],
+        dtype=torch.float64,
+    )
+    return float((sums / (counts / counts.sum()) - 1).abs().max())
 
 
 # ------------------------------------------------------------------------------------- curves
