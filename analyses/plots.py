@@ -269,8 +269,7 @@ def heat_maps(
     y: Axis,
     columns: Sequence[float | int],
     amount: str,
-    limits: tuple[float, float] | None = None,
-    own_scales: bool = False,
+    limits: tuple[float, float],
 ) -> go.Figure:
     """Maps side by side on one colour scale, dark for little: rows upwards from 0, by columns.
 
@@ -281,22 +280,16 @@ def heat_maps(
         y: the rows' axis.
         columns: places of the columns on their axis.
         amount: what the colour shows.
-        limits: values of the scale's ends; the smallest and largest value where none are given.
-        own_scales: give each panel a scale of its own, in parts of its own range; the amount is
-            then read by hovering.
+        limits: values of the scale's ends.
     """
     figure = make_subplots(
         rows=1, cols=len(shown), subplot_titles=list(shown), horizontal_spacing=0.07
     )
-    every = np.concatenate([values[np.isfinite(values)] for values in shown.values()])
-    ends = limits or (float(every.min()), float(every.max()))
     for place, values in enumerate(shown.values(), start=1):
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if own_scales else ends
         figure.add_trace(
             go.Heatmap(
-                z=values, x=list(columns), y=list(range(len(values))), zmin=low, zmax=high,
-                colorscale=HEAT, showscale=place == len(shown) and not own_scales,
+                z=values, x=list(columns), y=list(range(len(values))), zmin=limits[0], zmax=limits[1],
+                colorscale=HEAT, showscale=place == len(shown),
                 colorbar={"title": {"text": amount, "side": "top"}, "thickness": 12,
                           "outlinewidth": 0},
                 hovertemplate=f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3g}}<extra></extra>",

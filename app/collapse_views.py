@@ -7,11 +7,10 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from analyses.cells import Frame
+from analyses.collapse.figures import SMALLEST, length_maps
 from analyses.plots import Axis, Line, heat_maps, lines
 from analyses.statistics import Estimate
 
-SMALLEST = 1e-8
-"""What a distance of 0 is drawn as."""
 PLACES = 80
 """Groups of neighbouring tokens in a map."""
 
@@ -39,15 +38,10 @@ def layer_figure(table: Frame) -> go.Figure:
     """Distances by layer and length."""
     logs = table.assign(log=np.log10(table["distance"].clip(lower=SMALLEST)))
     by = logs.pivot(index="layer", columns="n", values="log")
-    figure = heat_maps(
-        {"": by.to_numpy()}, title="By layer (the last row is the final norm)",
-        x=Axis(title="Repetitions n"), y=Axis(title="Layer"),
-        columns=list(np.log10(by.columns.to_numpy(dtype=float))), amount="log10 distance",
+    return length_maps(
+        {"": by}, title="By layer (the last row is the final norm)", amount="log10 distance",
         limits=(-3.0, 0.0),
     )  # fmt: skip
-    ticks = [n for n in (1, 10, 100, 1000) if n <= max(by.columns)]
-    figure.update_xaxes(tickvals=list(np.log10(ticks)), ticktext=[f"{n:,}" for n in ticks])
-    return figure
 
 
 def sensitivity_figure(

@@ -137,14 +137,23 @@ def by_layer(measured: Measured) -> go.Figure | None:
     tables = {name: table for name, table in tables.items() if len(table)}
     if not tables:
         return None
-    places = list(np.log10(next(iter(tables.values())).columns.to_numpy(dtype=float)))
-    figure = heat_maps(
-        {name: table.to_numpy() for name, table in tables.items()},
-        title="Distance by layer (the last row is the final norm)",
-        x=Axis(title="Repetitions n"), y=Axis(title="Layer"), columns=places,
+    return length_maps(
+        tables, title="Distance by layer (the last row is the final norm)",
         amount="log10 distance", limits=(-3.0, 0.0),
     )  # fmt: skip
-    ticks = [n for n in (1, 10, 100, 1000) if n <= measured.settings.longest]
+
+
+def length_maps(
+    tables: Mapping[str, Frame], *, title: str, amount: str, limits: tuple[float, float]
+) -> go.Figure:
+    """Maps of tables with a row a layer and a column a number of repetitions."""
+    lengths = next(iter(tables.values())).columns.to_numpy(dtype=float)
+    figure = heat_maps(
+        {name: table.to_numpy() for name, table in tables.items()}, title=title,
+        x=Axis(title="Repetitions n"), y=Axis(title="Layer"), columns=list(np.log10(lengths)),
+        amount=amount, limits=limits,
+    )  # fmt: skip
+    ticks = [n for n in (1, 10, 100, 1000) if n <= lengths.max()]
     figure.update_xaxes(tickvals=list(np.log10(ticks)), ticktext=[f"{n:,}" for n in ticks])
     return figure
 
@@ -373,23 +382,18 @@ def telling(measured: Measured) -> go.Figure | None:
         "ones": ("ones", "trained"), "digits": ("digits", "trained"),
         "ones, random weights": ("ones", "twin"),
     }  # fmt: skip
-    shown, columns = {}, []
+    shown: dict[str, Frame] = {}
     for name, (family, weights) in wanted.items():
         rows = select(table, {"family": family, "weights": weights})
         if len(rows):
             share = rows.assign(share=rows["tell"] / rows["active"].clip(lower=1))
-            by = share.pivot_table(index="layer", columns="n", values="share")
-            shown[name], columns = by.to_numpy(), list(np.log10(by.columns.to_numpy(dtype=float)))
+            shown[name] = share.pivot_table(index="layer", columns="n", values="share")
     if not shown:
         return None
-    figure = heat_maps(
+    return length_maps(
         shown, title="Share of the active MLP units that tell n from n + 1 (by 10 %)",
-        x=Axis(title="Repetitions n"), y=Axis(title="Layer"), columns=columns, amount="share",
-        limits=(0.0, 1.0),
+        amount="share", limits=(0.0, 1.0),
     )  # fmt: skip
-    ticks = [n for n in (1, 10, 100, 1000) if n <= measured.settings.longest]
-    figure.update_xaxes(tickvals=list(np.log10(ticks)), ticktext=[f"{n:,}" for n in ticks])
-    return figure
 
 
 def last_lengths(measured: Measured) -> go.Figure | None:
