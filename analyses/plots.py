@@ -288,7 +288,8 @@ def heat_maps(
     for place, values in enumerate(shown.values(), start=1):
         figure.add_trace(
             go.Heatmap(
-                z=values, x=list(columns), y=list(range(len(values))), zmin=limits[0], zmax=limits[1],
+                z=values, x=list(columns), y=list(range(len(values))),
+                zmin=limits[0], zmax=limits[1],
                 colorscale=HEAT, showscale=place == len(shown),
                 colorbar={"title": {"text": amount, "side": "top"}, "thickness": 12,
                           "outlinewidth": 0},
