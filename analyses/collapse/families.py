@@ -41,7 +41,7 @@ class Family:
     @property
     def repeats_last(self) -> bool:
         """Whether one more repetition is the last token once more, as the theorem wants it."""
-        return self.pieces in (("1",), (" car",)) and not self.random
+        return len(self.pieces) == 1 and not self.first and not self.random
 
     def longest(self, n: int) -> int:
         """Repetitions of its longest prompt where those of one token go up to n: a third where
