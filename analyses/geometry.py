@@ -335,7 +335,10 @@ def shape_figure(measured: Measured) -> go.Figure:
             shown.setdefault(WORDS[field.name], []).append(line)
     figure = panels(shown, title="The shape of activations", x=Axis(title="Site"), y=Axis(title=""))
     sites = list(dict.fromkeys(measured.shapes["site"]))
-    figure.update_xaxes(tickvals=list(range(len(sites))), ticktext=sites)
+    figure.update_xaxes(showticklabels=False)
+    figure.update_xaxes(
+        showticklabels=True, tickvals=list(range(len(sites))), ticktext=sites, tickangle=60, row=2
+    )
     return figure
 
 

@@ -291,7 +291,7 @@ def heat_maps(
                 z=values, x=list(columns), y=list(range(len(values))),
                 zmin=limits[0], zmax=limits[1],
                 colorscale=HEAT, showscale=place == len(shown),
-                colorbar={"title": {"text": amount, "side": "top"}, "thickness": 12,
+                colorbar={"title": {"text": f"{amount}<br> ", "side": "top"}, "thickness": 12,
                           "outlinewidth": 0},
                 hovertemplate=f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3g}}<extra></extra>",
             ),

@@ -50,9 +50,9 @@ def sensitivity_figure(
     """Gradients beside path sums, by token and depth."""
     places = [float(group.mean()) for group in groups_of(gradient.shape[1])]
     return heat_maps(
-        {"gradient": shares(gradient), f"path sums, beta {beta:g}": shares(path)},
+        {"gradient": shares(gradient), f"paths, beta {beta:g}": shares(path)},
         title="How much each token reaches the last, by depth", x=Axis(title="Token"),
-        y=Axis(title="Depth"), columns=places, amount="log10 of the row's largest",
+        y=Axis(title="Depth"), columns=places, amount="log10 share",
         limits=(-3.0, 0.0),
     )  # fmt: skip
 

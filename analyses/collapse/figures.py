@@ -263,16 +263,16 @@ def sensitivity_by_depth(measured: Measured) -> go.Figure | None:
         return None
     shown = {
         "gradient": depth_map(depths, "gradient"),
-        "attention constant": depth_map(depths, "frozen"),
-        "path sums, beta 10": depth_map(depths, "path"),
-        "path sums, beta 1": depth_map(depths, "published path"),
+        "attention fixed": depth_map(depths, "frozen"),
+        "paths, beta 10": depth_map(depths, "path"),
+        "paths, beta 1": depth_map(depths, "published path"),
     }
     positions = np.sort(depths["position"].unique())
     places = [float(group.mean()) for group in np.array_split(positions, PLACES)]
     return heat_maps(
         shown, title="Ones: sensitivity by token and depth (log10, each row's largest is 0)",
         x=Axis(title="Token"), y=Axis(title="Depth"), columns=places,
-        amount="log10 of the row's largest", limits=(-3.0, 0.0),
+        amount="log10 share", limits=(-3.0, 0.0),
     )  # fmt: skip
 
 
@@ -286,22 +286,19 @@ def depth_map(depths: Frame, column: str) -> np.ndarray:
 
 
 def heads(measured: Measured) -> go.Figure | None:
-    """What passes each head on its way to the last token, and what of that is the first token's."""
+    """Of what passes each head on its way to the last token, how much is the first token's."""
     rows = select(
         measured.table("heads"), {"family": "ones", "weights": "trained", "attention": "all"}
     )
     if not len(rows):
         return None
-    of_first = rows.assign(share=rows["from first"] / rows["passing"])
-    by = of_first.pivot(index="layer", columns="head", values="share")
-    passing = rows.assign(
-        share=rows["passing"] / rows.groupby("layer")["passing"].transform("sum")
-    ).pivot(index="layer", columns="head", values="share")
+    share = rows.assign(share=rows["from first"] / rows["passing"])
+    by = share.pivot(index="layer", columns="head", values="share")
     return heat_maps(
-        {"of what passes, from the first token": by.to_numpy(),
-         "of what passes the layer": passing.to_numpy()},
-        title="Ones: paths through each head (attention counted a tenth)", x=Axis(title="Head"),
-        y=Axis(title="Layer"), columns=list(by.columns), amount="share", limits=(0.0, 1.0),
+        {"": by.to_numpy()},
+        title="Ones: of what passes a head to the last token, the first token's share",
+        x=Axis(title="Head"), y=Axis(title="Layer"), columns=list(by.columns), amount="share",
+        limits=(0.0, 1.0),
     )  # fmt: skip
 
 

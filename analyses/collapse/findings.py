@@ -231,7 +231,8 @@ def _commas(measured: Measured) -> Iterator[Verdict | None]:
 def _controls(measured: Measured) -> Iterator[Verdict | None]:
     ones = distances(measured, "ones")
     windows = [
-        (name, f"Attention in a {name} keeps n and n + 1 apart.") for name in window_names(measured)
+        (name, f"With attention in a {name}, n and n + 1 stay apart.")
+        for name in window_names(measured)
     ]
     conditions = [
         ({"form": "shuffled"}, "What collapses is the repetition and not the question: with its "
@@ -470,7 +471,7 @@ def remedy_claims(measured: Measured) -> list[tuple[str, str]]:
     return [
         ("hint", "Remedy: a hint raises the last digit's margin."),
         ("commas", "Remedy: commas raise the last digit's margin."),
-        *((name, f"Remedy: attention in a {name} raises the last digit's margin.")
+        *((name, f"Remedy: with attention in a {name} the last digit's margin rises.")
           for name in window_names(measured)),
     ]  # fmt: skip
 
