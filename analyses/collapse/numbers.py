@@ -128,7 +128,8 @@ def early_over_late(rows: Frame, column: str = "gradient") -> Float[np.ndarray, 
     """Each prompt's log10 ratio of the first quarter's geometric mean over the last quarter's."""
     found = []
     for _, unit in rows.groupby("unit"):
-        ordered = np.log10(unit.sort_values("position")[column].to_numpy())
+        values = unit.sort_values("position")[column].to_numpy()
+        ordered = np.log10(np.maximum(values, np.finfo(np.float64).tiny))  # unseen tokens have 0
         quarter = len(ordered) // 4
         found.append(ordered[:quarter].mean() - ordered[-quarter:].mean())
     return np.array(found)
