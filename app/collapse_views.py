@@ -28,7 +28,7 @@ def curve_figure(curves: Mapping[str, Frame], n_layers: int, n: int) -> go.Figur
     figure = lines(
         shown, title="Last token's final output at n and n + 1",
         x=Axis(title="Repetitions n", log=True),
-        y=Axis(title="Relative distance", log=True),
+        y=Axis(title="Relative distance", log=True, decades=True),
     )  # fmt: skip
     figure.add_vline(x=n, line={"color": "#8b8680", "width": 1.2, "dash": "dot"})
     return figure
@@ -39,7 +39,7 @@ def layer_figure(table: Frame) -> go.Figure:
     logs = table.assign(log=np.log10(table["distance"].clip(lower=SMALLEST)))
     by = logs.pivot(index="layer", columns="n", values="log")
     return length_maps(
-        {"": by}, title="By layer (the last row is the final norm)", amount="log10 distance",
+        {"": by}, title="Distance by layer (the last row is the final norm)", amount="log10",
         limits=(-3.0, 0.0),
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def sensitivity_figure(
     return heat_maps(
         {"gradient": shares(gradient), f"paths, beta {beta:g}": shares(path)},
         title="How much each token reaches the last, by depth", x=Axis(title="Token"),
-        y=Axis(title="Depth"), columns=places, amount="log10 share",
+        y=Axis(title="Depth"), columns=places, amount="log10",
         limits=(-3.0, 0.0),
     )  # fmt: skip
 
