@@ -65,7 +65,7 @@ class Config:
     rows: int = 4096
     """Rows looked at of each site."""
     seed: int = 0
-    """Decides the rows taken, the shuffles and the normal rows."""
+    """Decides the shuffles and the normal rows; which rows are taken, sequence and position do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +131,8 @@ def measure(config: Config, root: Path) -> Measured:
     check(config)
     stores = find_stores(config, root)
     asked = {"kind": CELL, "schema": SCHEMA, "rows": config.rows, "seed": config.seed}
-    hashes = {store.run.path.name: sha256_file(store.run.path / MANIFEST) for store in stores}
     made = kept(
-        root, "geometry", asked | {"part": "geometry", "stores": hashes},
+        root, "geometry", asked | {"part": "geometry", "stores": checksums(stores)},
         lambda: measure_clouds(stores, config),
     )  # fmt: skip
     return Measured(config=config, shapes=made["shapes"], likeness=made["likeness"])
@@ -143,6 +142,11 @@ def find_stores(config: Config, root: Path) -> list[ActivationStore]:
     """The stores that the options name, each once. Raises as `find_store` does."""
     found = [find_store(name, root) for name in config.stores]
     return list({store.run.path.name: store for store in found}.values())
+
+
+def checksums(stores: Sequence[ActivationStore]) -> dict[str, str]:
+    """The SHA-256 of each store's manifest, which stands for its every byte."""
+    return {store.run.path.name: sha256_file(store.run.path / MANIFEST) for store in stores}
 
 
 def find_store(name: str, root: Path) -> ActivationStore:
@@ -251,7 +255,7 @@ def run(config: Config, root: Path) -> Run:
     """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
     check(config)
     stores = find_stores(config, root)
-    hashes = {store.run.path.name: sha256_file(store.run.path / MANIFEST) for store in stores}
+    hashes = checksums(stores)
     asked = {
         "kind": "report", "schema": 1, "study": "geometry", "stores": hashes, "rows": config.rows,
         "seed": config.seed,

@@ -15,7 +15,7 @@ how much likelier the true count is than the next one, less the same for a seque
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.collapse.prompts import MARK, chat_frame
+from analyses.collapse.prompts import MARK, chat_frame, piece_tokens
 from probe.attention import AS_IT_IS, Visible
 from probe.errors import UserError
 from probe.generation import GenerateConfig, generate
@@ -36,11 +36,6 @@ from probe.tokens import one_token
 End = Literal["last", "first", "alternating"]
 Order = Literal["sequence first", "question first"]
 Counted = Literal["ones", "random ones", "sum", "words"]
-ENDS: dict[End, str] = {
-    "last": "b...ba, the last is asked for",
-    "first": "ab...b, the first is asked for",
-    "alternating": "abab...a, the last is asked for",
-}
 PAIRS = ((0, 1), (1, 0), (2, 7), (7, 2), (5, 3), (3, 5), (8, 4), (4, 8))
 """Digits a and b, the paper's first."""
 STEM = "The answer to your question is: "
@@ -68,7 +63,7 @@ class Asked:
     """How the copying question is put."""
 
     end: End
-    """Where the other digit is."""
+    """Where the other digit is: b...ba, ab...b, or abab...a, of which the last is asked for."""
     hint: bool = False
     """Warn that it need not be the usual digit."""
     order: Order = "sequence first"
@@ -244,8 +239,9 @@ def _counted(model: LanguageModel, what: Counted, n: int, seed: int) -> dict[str
         known = known[:-1]
     answers = str(true)[len(known) :], str(true + 1)[len(known) :]
     before, asked, (right, next_one) = _framed(model, turn, COUNT_STEM + known, answers)
-    trunk = [*before, *itertools.chain(*(_tokens(model, piece) for piece in (*pieces, pieces[-1])))]
-    ends = len(trunk) - len(list(_tokens(model, pieces[-1]))), len(trunk)
+    tokens = [piece_tokens(model, piece) for piece in (*pieces, pieces[-1])]
+    trunk = [*before, *itertools.chain.from_iterable(tokens)]
+    ends = len(trunk) - len(tokens[-1]), len(trunk)
     last = read_last_tokens(
         model, torch.tensor(trunk), [Reading(n_trunk=end, suffix=asked) for end in ends]
     )
@@ -275,12 +271,3 @@ def first_number(text: str) -> float:
     """The first number in a text; nan where there is none."""
     found = re.search(r"\d+", text.replace(",", ""))
     return float(found[0]) if found else float("nan")
-
-
-def _tokens(model: LanguageModel, piece: str) -> Iterator[int]:
-    """A piece's tokens, its digit one of its own."""
-    rest = piece.rstrip("01")
-    if rest:
-        yield from model.tokenizer(rest, add_special_tokens=False)["input_ids"]
-    if rest != piece:
-        yield one_token(model, piece[len(rest) :])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from analyses.cells import select
 from analyses.collapse.features import FOLLOWS, MLP
@@ -20,6 +19,7 @@ from analyses.collapse.numbers import (
     SLOPE_FROM,
     SLOPE_TO,
     as_ratio,
+    by_decade,
     counters_of,
     distances,
     early_over_late,
@@ -69,8 +69,7 @@ PATH_TOKENS, PATH_LAYERS = 50, 12
 """Tokens and layers whose paths are counted."""
 EXACT = 1e-6
 NOTABLE = 0.5
-"""Share of the pairs from which on a format is said to make them equal; correlation from which on
-one quantity is said to predict another."""
+"""Share of the pairs from which on a format is said to make them equal."""
 
 
 def verdicts(measured: Measured) -> list[Verdict]:
@@ -131,10 +130,8 @@ def _theory(measured: Measured) -> Iterator[Verdict]:
     )  # fmt: skip
     for line in measured.synthetic:
         if line.name == "none":
-            n = np.log10(np.array(line.lengths[2:], dtype=float))
-            logs = np.log10(line.values[:, 2:].numpy())
-            slope = (logs - logs.mean(1, keepdims=True)) @ (n - n.mean())
-            estimate = mean_interval(slope / ((n - n.mean()) ** 2).sum())
+            slopes_by_seed = by_decade(line.lengths[2:], np.log10(line.values[:, 2:].numpy()))
+            estimate = mean_interval(slopes_by_seed)
             yield _verdict(
                 "One attention layer without positions (figure 10): n and n + 1 tokens come "
                 "together as 1 / n.",
@@ -374,7 +371,7 @@ def _behaviour(measured: Measured) -> Iterator[Verdict | None]:
             "The last digit's margin falls as the sequence grows.",
             f"nats for each factor of ten in length, from {min(last.columns)} to "
             f"{max(last.columns)} digits",
-            mean_interval(_by_decade(last)), below=0,
+            mean_interval(by_decade(last.columns, last.to_numpy())), below=0,
         )  # fmt: skip
     counting = measured.table("counting")
     if len(counting):
@@ -383,12 +380,6 @@ def _behaviour(measured: Measured) -> Iterator[Verdict | None]:
             "margin, nats, over lengths and four sorts of counting",
             mean_interval(counting["margin"].to_numpy()), above=0,
         )  # fmt: skip
-
-
-def _by_decade(by_length: Any) -> Float[np.ndarray, " u"]:
-    n = np.log10(np.array(by_length.columns, dtype=float))
-    values = by_length.to_numpy()
-    return (values - values.mean(1, keepdims=True)) @ (n - n.mean()) / ((n - n.mean()) ** 2).sum()
 
 
 # ----------------------------------------------------------------------------------- features

@@ -48,7 +48,8 @@ class Config:
     parts: tuple[Part, ...] = PARTS
     """What is measured."""
     families: tuple[str, ...] = tuple(family.name for family in FAMILIES)
-    """What is repeated: ones, digits (random ones, the control), copying, commas, sum, words."""
+    """What is repeated, in curves, number formats and features: ones, digits (random ones, the
+    control), copying, commas, sum, words."""
     longest: int | None = None
     """The longest prompt, in repetitions; of `sum`, whose repetitions are several tokens, fewer."""
     merged: Merged = "correct"

@@ -52,8 +52,14 @@ def slopes(by_length: Frame) -> Float[np.ndarray, " u"]:
     """Each unit's slope of log distance over log length: -1 where the distance falls as 1 / n."""
     chosen = [n for n in by_length.columns if SLOPE_FROM <= n <= SLOPE_TO]
     logs = np.log10(by_length[chosen].clip(lower=np.finfo(np.float32).tiny).to_numpy())
-    n = np.log10(np.array(chosen, dtype=float))
-    return ((n - n.mean()) @ (logs - logs.mean(1, keepdims=True)).T) / ((n - n.mean()) ** 2).sum()
+    return by_decade(chosen, logs)
+
+
+def by_decade(lengths: Iterable[int], values: Float[np.ndarray, "u n"]) -> Float[np.ndarray, " u"]:
+    """Each row's slope over log10 of the length: what a factor of ten in length adds."""
+    n = np.log10(np.array(list(lengths), dtype=float))
+    centred = n - n.mean()
+    return (values - values.mean(1, keepdims=True)) @ centred / (centred**2).sum()
 
 
 def log_ratios(

@@ -19,7 +19,6 @@ Everything measured is kept in cells below <root>/tasks (`analyses.cells`).
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -50,8 +49,6 @@ from saes.folder import load_sae
 from saes.recipe_saes import LoadedSae, sae_reference
 
 __all__ = ["Config", "estimate", "figures", "measure", "run"]
-
-logger = logging.getLogger(__name__)
 
 CELL, SCHEMA = "collapse_cell", 1
 TOKENS_A_SECOND = 600
