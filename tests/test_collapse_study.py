@@ -142,8 +142,10 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(spec, root, changes, sentenc
 
 
 def test_an_sae_of_another_model_is_refused(spec, root, sae):
+    before = sorted(root.rglob("*"))
     with pytest.raises(UserError, match="and the study is about elsewhere; name SAEs of that"):
-        study.find_saes(Config(model="elsewhere", saes=(str(sae.path),)), root)
+        study.run(Config(model="elsewhere", saes=(str(sae.path),)), root)
+    assert sorted(root.rglob("*")) == before, "nothing is half-written"
 
 
 def test_numbers_by_hand():

@@ -108,7 +108,10 @@ def measure(config: Config, root: Path) -> Measured:
         Failure: a file is damaged.
     """
     settings = settle(config)
-    saes = find_saes(config, root)
+    saes = {
+        name: LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+        for name, run in find_saes(config, root).items()
+    }
     model = load_language_model(config.model, dtype="float32", device=config.device)
     check_lengths(model, config, settings)
     study = _Study(config, settings, root, model, saes)
@@ -144,7 +147,7 @@ def _counter(bar: Any, name: str) -> Callable[[int], None]:
     return say
 
 
-def find_saes(config: Config, root: Path) -> dict[str, LoadedSae]:
+def find_saes(config: Config, root: Path) -> dict[str, Run]:
     """The SAEs that the options name, by folder name.
 
     Raises `UserError` where one is of another model, or of no layer's residual stream.
@@ -165,7 +168,7 @@ def find_saes(config: Config, root: Path) -> dict[str, LoadedSae]:
                 f"{run.path.name} reads {site}; name SAEs of the residual stream "
                 "(resid_pre.L or resid_post.L)."
             )
-        found[run.path.name] = LoadedSae(run=run, sae=load_sae(run.path), site=str(site))
+        found[run.path.name] = run
     return found
 
 
@@ -353,7 +356,7 @@ class _Study:
 def run(config: Config, root: Path) -> Run:
     """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
     settings = settle(config)
-    saes = {run.path.name: sae_reference(run).weights for run in _named(config, root)}
+    saes = {name: sae_reference(run).weights for name, run in find_saes(config, root).items()}
     asked = asdict(config) | asdict(settings) | {
         "kind": "report", "schema": 1, "study": "collapse", "saes": saes,
         "weights": weights_checksum(config.model),
@@ -365,10 +368,6 @@ def run(config: Config, root: Path) -> Run:
             report = make_report(measure(config, root))
             report.write(folder, inputs=saes, seeds={"seed": config.seed, "twin": config.twin})
     return folder
-
-
-def _named(config: Config, root: Path) -> Iterator[Run]:
-    return (find_sae(spec, root) for spec in config.saes)
 
 
 def make_report(measured: Measured) -> Report:
