@@ -9,7 +9,7 @@ rounding; in float32 and greedily they give the same tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -141,21 +141,48 @@ def generate_rows(
     return _generate(model, rows, edits, config or GenerateConfig(), None)
 
 
+def generate_many(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], *, config: GenerateConfig | None = None
+) -> list[Generation]:
+    """Go on from many prompts side by side, padded on the left and told so.
+
+    Padding changes results by rounding alone. Edits that know positions (`Edit`) count padding
+    too: for those, `generate_rows`.
+
+    Raises `UserError` where there is no prompt, or one is empty.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise UserError("prompts of at least one token were wanted; give each a word or more.")
+    longest = max(map(len, prompts))
+    tokens = torch.full((len(prompts), longest), model.separator_id)
+    attended = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for number, prompt in enumerate(prompts):
+        tokens[number, longest - len(prompt) :] = torch.tensor(list(prompt))
+        attended[number, longest - len(prompt) :] = 1
+    found = _generate(model, tokens, (), config or GenerateConfig(), None, attended)
+    return [
+        replace(one, prompt=torch.tensor(list(prompt)))
+        for one, prompt in zip(found, prompts, strict=True)
+    ]
+
+
 def _generate(
     model: LanguageModel,
     prompt: Int[Tensor, "b t"],
     edits: Sequence[Edit],
     config: GenerateConfig,
     listener: _Listener | None,
+    attended: Int[Tensor, "b t"] | None = None,
 ) -> list[Generation]:
     tokens = prompt.to(model.device)
+    mask = torch.ones_like(tokens) if attended is None else attended.to(model.device)
     drawn = config.temperature > 0
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices), applying(model, edits):
         torch.manual_seed(config.seed)
         out = model.model.generate(  # type: ignore[reportCallIssue]
             input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
+            attention_mask=mask,
             max_new_tokens=config.max_new_tokens,
             do_sample=drawn,
             temperature=config.temperature if drawn else None,

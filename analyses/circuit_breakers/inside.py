@@ -1,0 +1,97 @@
+"""How far the broken model's states are from what they were: cosine and length, layer by layer.
+
+States are numbered as the paper does: 0 are the embeddings, l the output of block l - 1, the last
+one behind the final norm. The layers below the first target are the control: adapters sit there
+too, but nothing asks them to move.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from analyses.circuit_breakers.losses import cosines, lengths
+from analyses.circuit_breakers.rows import TokenRow, batch_of
+from analyses.circuit_breakers.states import run_states
+from probe.language import LanguageModel
+
+ROWS_AT_ONCE = 8
+BEFORE, AFTER = 12, 40
+"""Tokens before and after the beginning of a response that profiles show."""
+TINY = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became of the states of one row's own tokens (those that not all prompts share)."""
+
+    cosine: Float[np.ndarray, "e t"]
+    """Cosine with the original state, by entry and token."""
+    ratio: Float[np.ndarray, "e t"]
+    """Length over the original's."""
+    start: int
+    """The first token's position, counted from the beginning of the response."""
+
+
+@torch.no_grad()
+def changes(
+    original: LanguageModel, broken: LanguageModel, rows: Sequence[TokenRow]
+) -> Iterator[Change]:
+    """What became of each row's states."""
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[first : first + ROWS_AT_ONCE]
+        batch = batch_of(some, "padding")
+        before, after = (run_states(model, batch).float().cpu() for model in (original, broken))
+        cosine = cosines(after, before).numpy()
+        ratio = (lengths(after) / lengths(before).clamp(min=TINY)).numpy()
+        for i, row in enumerate(some):
+            own = slice(max(1, row.shared), len(row.ids))
+            yield Change(
+                cosine=cosine[:, i, own], ratio=ratio[:, i, own], start=own.start - row.answer
+            )
+
+
+def change_tables(
+    original: LanguageModel, broken: LanguageModel, sets: Mapping[str, Sequence[TokenRow]]
+) -> dict[str, pd.DataFrame]:
+    """Means by layer and row (`layers`), and by layer and token over rows (`profile`)."""
+    layers, profiles = [], []
+    for name, rows in sets.items():
+        found = list(changes(original, broken, rows))
+        for number, change in enumerate(found):
+            layers.append(
+                pd.DataFrame(
+                    {
+                        "set": name,
+                        "row": number,
+                        "layer": np.arange(len(change.cosine)),
+                        "cosine": change.cosine.mean(1),
+                        "log_ratio": np.log(change.ratio.clip(TINY)).mean(1),
+                    }
+                )  # fmt: skip
+            )
+        profiles.append(_profile(found).assign(set=name))
+    return {"layers": pd.concat(layers), "profile": pd.concat(profiles)}
+
+
+def _profile(found: Sequence[Change]) -> pd.DataFrame:
+    """Mean cosine and log length ratio at each place around the beginning of the response."""
+    parts = []
+    for change in found:
+        places = change.start + np.arange(change.cosine.shape[1])
+        inside = (places >= -BEFORE) & (places < AFTER)
+        entries = len(change.cosine)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer": np.repeat(np.arange(entries), inside.sum()),
+                    "place": np.tile(places[inside], entries),
+                    "cosine": change.cosine[:, inside].ravel(),
+                    "log_ratio": np.log(change.ratio[:, inside].clip(TINY)).ravel(),
+                }
+            )
+        )
+    return pd.concat(parts).groupby(["layer", "place"], as_index=False).mean()

@@ -1,0 +1,523 @@
+"""Circuit breakers: representation rerouting, and what it changes inside (Zou et al. 2024).
+
+1. Passages on a concept are written by the model (`passages`), or harmful prompts read (`subjects`).
+2. Adapters are trained to reroute them (`training`); what they make of the model is merged.
+3. The broken model is asked, attacked, tested elsewhere, looked into and worn down (`parts`).
+4. Ablations train again with one thing changed.
+
+Everything is kept in cells below <root>/tasks (`analyses.cells`): passages, states before training,
+adapters (which every command takes as a model), tables. Of harmful prompts no response is in any.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from analyses.benchmark import find_sae
+from analyses.cells import Tables, kept, kept_run
+from analyses.circuit_breakers.figures import figures
+from analyses.circuit_breakers.findings import numbers, verdicts
+from analyses.circuit_breakers.measured import Config, Measured, Settings, settle
+from analyses.circuit_breakers.parts import Bench, ablations
+from analyses.circuit_breakers.passages import concept_passages
+from analyses.circuit_breakers.settings import Training
+from analyses.circuit_breakers.states import rows_digest, store_reference
+from analyses.circuit_breakers.subjects import (
+    HARMFUL,
+    Subject,
+    harmful_subject,
+    passages_of,
+    passages_table,
+)
+from analyses.circuit_breakers.tables import tables
+from analyses.circuit_breakers.text import text
+from analyses.circuit_breakers.training import ADAPTER, LOG, References, TrainingRows, train
+from analyses.report import Report
+from probe.errors import UserError
+from probe.language import LanguageModel
+from probe.lora import merged_adapter
+from probe.models import load_language_model, model_name, weights_checksum
+from probe.runs import Run, sha256_file
+from probe.sites import parse_site
+from saes.folder import load_sae
+from saes.memory import keep_freed_memory
+from saes.recipe_saes import LoadedSae, sae_reference
+
+__all__ = ["Config", "estimate", "figures", "measure", "run"]
+
+CELL, SCHEMA = "circuit_breaker_cell", 1
+MAIN = "rerouting"
+"""The run that is not an ablation."""
+SECONDS = {
+    "passages": 1.0, "step": 3.5, "outputs": 10.0, "soft": 1.6, "capability": 60.0, "inside": 15.0,
+    "probes": 60.0, "features": 90.0, "tuning": 5.0, "brief": 45.0, "question": 0.5,
+}  # fmt: skip
+"""Of SmolLM2 on two cores: a passage written, a step of 8 rows of 105 tokens, the answers of an
+attack, a step of soft tokens or of fine-tuning, a question, a part."""
+
+
+# ------------------------------------------------------------------------------- what it would do
+
+
+def estimate(config: Config) -> dict[str, str]:
+    """What would be done, and for how long."""
+    settings, training = settle(config)
+    subjects = list(settings.concepts) + ([HARMFUL] if config.harmful else [])
+    seconds = seconds_by_part(config, settings, training)
+    n_ablations = n_of_ablations(config, settings, training)
+    layers = ", ".join(map(str, training.target_layers))
+    return {
+        "model": config.model,
+        "broken": f"{', '.join(subjects)}; {settings.seeds} seed(s) of each",
+        "training": f"{training.steps} steps of {training.batch} + {training.batch} rows, "
+        f"{training.loss} at layers {layers}, rank {training.lora_r}, alpha {training.alpha:g}, "
+        f"rate {training.lr:g}",
+        "ablations": f"{n_ablations} more trainings",
+        "attacks": "asking, paraphrase, prefilled answer, few-shot, soft tokens "
+        f"({max(settings.soft_steps)} steps), steering",
+        "SAEs": ", ".join(config.saes) or "none: features are left out",
+        "kept in": "tasks/ below the root, a folder a part; what is there is not done again",
+        "disk": f"up to {config.store_gb:g} GB of states a set; an adapter takes 14 MB",
+        "memory": "three times the model in float32, and AdamW's two while it is fine-tuned",
+        "time": f"about {max(1, round(sum(seconds.values()) / 60))} min for SmolLM2 on two cores: "
+        + ", ".join(f"{part} {max(1, round(s / 60))}" for part, s in seconds.items() if s),
+    }
+
+
+def n_of_ablations(config: Config, settings: Settings, training: Training) -> int:
+    """Trainings besides the main ones."""
+    if "ablations" not in config.parts or not settings.ablation_seeds or not settings.concepts:
+        return 0
+    return sum(
+        settings.ablation_seeds if claimed else 1 for _, claimed in ablations(training).values()
+    )
+
+
+def seconds_by_part(config: Config, settings: Settings, training: Training) -> dict[str, float]:
+    """Seconds of each part, for SmolLM2 on two cores."""
+    n_concepts, n_ablations = len(settings.concepts), n_of_ablations(config, settings, training)
+    n_subjects = n_concepts + (config.harmful is not None)
+    runs = n_subjects * settings.seeds
+    size = 2 * training.batch * (training.request_length + training.response_length) / 1024
+    soft = max(settings.soft_steps) * SECONDS["soft"]
+    found = {
+        "writing": n_concepts * 2 * (settings.train + settings.test) * SECONDS["passages"],
+        "training": (runs + n_ablations) * training.steps * size * SECONDS["step"],
+        "outputs": (runs + n_subjects) * (9 * SECONDS["outputs"] + soft),
+        "capability": runs * SECONDS["capability"]
+        + (2 * runs * settings.questions * SECONDS["question"] if config.choices else 0),
+        "inside": runs * SECONDS["inside"],
+        "probes": runs * SECONDS["probes"],
+        "features": runs * len(config.saes) * SECONDS["features"],
+        "robustness": (runs + n_subjects) * 2 * max(settings.tuning_steps) * SECONDS["tuning"],
+        "ablations": n_ablations * SECONDS["brief"],
+    }
+    always = ("writing", "training")
+    return {part: s for part, s in found.items() if part in (*always, *config.parts)}
+
+
+# ------------------------------------------------------------------------------------- measuring
+
+
+def measure(config: Config, root: Path) -> Measured:
+    """Measure every part that is not measured yet.
+
+    Raises:
+        UserError: there is no such model, layer, SAE or file, or a set is empty or overlaps.
+        Failure: a file is damaged, or a loss was not finite.
+    """
+    settings, training = settle(config)
+    saes = find_saes(config, root)
+    keep_freed_memory()
+    model = load_language_model(config.model, dtype="auto", device=config.device)
+    check_layers(model, training)
+    study = _Study(config, settings, training, root, model, saes)
+    found: dict[str, list[pd.DataFrame]] = {}
+    with tqdm(total=study.n_cells, desc="circuit breakers", unit="part") as bar:
+        study.bar = bar
+        for table, rows in study.everything():
+            found.setdefault(table, []).append(rows)
+    return Measured(
+        config=config, settings=settings, training=training, model=model_name(config.model),
+        n_layers=model.n_layers, subjects=tuple(study.subjects), adapters=study.adapters,
+        tables={name: pd.concat(rows, ignore_index=True) for name, rows in found.items()},
+        notes=tuple(study.notes),
+    )  # fmt: skip
+
+
+def check_layers(model: LanguageModel, training: Training) -> None:
+    """Raise `UserError` where a target layer is not in the model, before anything is made."""
+    if model.names is None or training.blocks > model.n_layers:
+        raise UserError(
+            f"target layers {', '.join(map(str, training.target_layers))} were asked for; those of "
+            f"{model.spec} that can be rerouted are 1 to {model.n_layers - 1} (layer l is the "
+            "output of block l - 1, and adapters reach one block further)."
+        )
+
+
+def find_saes(config: Config, root: Path) -> dict[str, LoadedSae]:
+    """The SAEs that the options name, by folder name.
+
+    Raises `UserError` where one is of another model, or of no layer's residual stream.
+    """
+    found = {}
+    for spec in config.saes:
+        run = find_sae(spec, root)
+        described, site = run.config["model"], parse_site(run.config["site"])
+        if (described["spec"], described.get("random_weights")) != (config.model, None):
+            raise UserError(
+                f"{run.path.name} is an SAE of {described['spec']} and the study is about "
+                f"{config.model} with its own weights; name SAEs of that model."
+            )
+        if site.kind not in ("resid_pre", "resid_post"):
+            raise UserError(f"{run.path.name} reads {site}; name SAEs of the residual stream.")
+        found[run.path.name] = LoadedSae(run=run, sae=load_sae(run.path), site=str(site))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """A training run: its name, constants, and where its adapter is."""
+
+    name: str
+    seed: int
+    folder: Path
+
+
+class _Study:
+    """The original model, the subjects, and the cells there are."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        training: Training,
+        root: Path,
+        model: LanguageModel,
+        saes: dict[str, LoadedSae],
+    ) -> None:
+        self.config, self.settings, self.training, self.root = config, settings, training, root
+        self.model, self.saes = model, saes
+        self.checksum = weights_checksum(config.model)
+        self.subjects = list(settings.concepts) + ([HARMFUL] if config.harmful else [])
+        self.adapters: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.bar: Any = None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that there are in all."""
+        other = ("ablations", "features", *DEEP)
+        each = sum(part not in other for part in self.config.parts)
+        deep = sum(part in DEEP for part in self.config.parts)
+        deep += len(self.saes) * ("features" in self.config.parts)
+        twice = [part for part in ("outputs", "robustness") if part in self.config.parts]
+        runs = len(self.subjects) * self.settings.seeds
+        n_ablations = n_of_ablations(self.config, self.settings, self.training)
+        deep *= len(self.subjects) * min(self.settings.deep_seeds, self.settings.seeds)
+        once = len(self.subjects) * (1 + len(twice))
+        return once + runs * (1 + each) + deep + 2 * n_ablations
+
+    def everything(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Every table of every cell, with its subject, run and seed."""
+        subjects = {name: self._subject(name) for name in self.subjects}
+        for name, subject in subjects.items():
+            others = {
+                other: one.passages.test.concept for other, one in subjects.items()
+                if other != name and HARMFUL not in (name, other)
+            }  # fmt: skip
+            bench = Bench(
+                subject=subject, original=self.model, settings=self.settings,
+                training=self.training, others=others, choices=self.config.choices,
+                say=lambda what, name=name: self._say(name, what),
+            )  # fmt: skip
+            if subject.concept is not None:
+                yield "passages", passages_table(subject.passages).assign(subject=name)
+            yield from self._of_original(bench)
+            for seed in range(self.settings.seeds):
+                yield from self._of_run(bench, seed)
+            if name == self.subjects[0] and subject.concept is not None:
+                yield from self._of_ablations(bench)
+
+    def _say(self, subject: str, what: str) -> None:
+        self.bar.set_postfix_str(f"{subject}: {what}")
+
+    # ------------------------------------------------------------------------------- subjects
+
+    def _subject(self, name: str) -> Subject:
+        sizes, config = (self.settings.train, self.settings.test), self.config
+        if name == HARMFUL:
+            assert config.harmful and config.ordinary and config.near_misses
+            subject = harmful_subject(
+                config.harmful, config.harmful_test, config.ordinary, config.near_misses,
+                sizes=sizes, seed=0,
+            )  # fmt: skip
+            if subject.dropped:
+                self.notes.append(
+                    f"{subject.dropped} harmful prompts of {config.harmful_test} were left out "
+                    f"because {config.harmful} has them too, or nearly."
+                )
+            self.bar.update()
+            return subject
+        subject = Subject(name=name, passages=passages_of(self._written(name, sizes)))
+        self.bar.update()
+        return subject
+
+    def _written(self, name: str, sizes: tuple[int, int]) -> pd.DataFrame:
+        concept = Subject(name=name, passages=passages_of(EMPTY)).concept
+        assert concept is not None
+        asked = {
+            "sizes": sizes, "tokens": self.settings.tokens, "concept": asdict(concept), "seed": 0
+        }  # fmt: skip
+        done = 0
+
+        def say(n: int) -> None:
+            nonlocal done
+            done += n
+            self._say(name, f"{done} of {2 * sum(sizes)} passages written")
+
+        def make() -> Tables:
+            written = concept_passages(
+                self.model, concept, sizes=sizes, tokens=self.settings.tokens, seed=0, say=say
+            )
+            return {"passages": passages_table(written)}
+
+        return self._kept("passages", name, asked, make)["passages"]
+
+    # -------------------------------------------------------------------------------- training
+
+    def _trained(self, bench: Bench, run: str, training: Training, seed: int) -> _Trained:
+        """A training run's folder, trained where it is not."""
+        subject = bench.subject
+        rows = subject.training_rows(self.model, training)
+        asked = {
+            "training": asdict(training), "seed": seed, "subject": subject.name,
+            "rows": {f.name: rows_digest(getattr(rows, f.name)) for f in fields(rows)},
+        }  # fmt: skip
+
+        def fill(folder: Path) -> None:
+            references = self._references(subject.name, rows, training)
+            label = f"{run}, seed {seed}"
+            train(
+                self.model, rows, training, seed=seed, folder=folder, references=references,
+                on_step=lambda t: self._say(
+                    subject.name, f"{label}: step {t} of {training.steps}"
+                ),
+            )  # fmt: skip
+
+        described = self._described("training") | asked
+        folder = kept_run(self.root, f"circuit-breaker-{subject.name}", described, fill)
+        self.bar.update()
+        return _Trained(name=run, seed=seed, folder=folder)
+
+    def _references(self, name: str, rows: TrainingRows, training: Training) -> References:
+        """Files with the sets' states before training; none where they would be too large."""
+        tokens = sum(len(row.ids) for row in rows.all_retain)
+        size = tokens * (training.blocks + 1) * self.model.d_model * self.model.dtype.itemsize
+        if size > self.config.store_gb * 1e9:
+            return References()
+        self._say(name, "states before training")
+        paths = []
+        for of, entries in ((rows.all_breaking, training.target_layers), (rows.all_retain, None)):
+            asked = {
+                "rows": rows_digest(of), "entries": entries, "blocks": training.blocks,
+                "dtype": str(self.model.dtype),
+            }  # fmt: skip
+
+            def fill(folder: Path, of=of, entries=entries) -> None:
+                path = folder / STATES
+                store_reference(
+                    path, self.model, of, None if entries is None else list(entries),
+                    training.blocks,
+                )  # fmt: skip
+
+            described = self._described("states") | asked
+            paths.append(kept_run(self.root, "circuit-breaker-states", described, fill) / STATES)
+        return References(breaking=paths[0], retain=paths[1])
+
+    def _broken(self, trained: _Trained) -> LanguageModel:
+        return merged_adapter(self.model, trained.folder / ADAPTER)
+
+    # ------------------------------------------------------------------------------ measuring
+
+    def _described(self, part: str) -> dict[str, Any]:
+        return {
+            "kind": CELL, "schema": SCHEMA, "part": part,
+            "model": {"spec": self.config.model, "weights": self.checksum},
+        }  # fmt: skip
+
+    def _kept(
+        self, part: str, subject: str, asked: dict[str, Any], make: Callable[[], Tables]
+    ) -> Tables:
+        described = self._described(part) | {"subject": subject} | asked
+        return kept(self.root, f"circuit-breaker-{part}", described, make)
+
+    def _measured(
+        self, bench: Bench, part: str, asked: dict[str, Any], make: Callable[[], Tables], run: str,
+        seed: int,
+    ) -> Iterator[tuple[str, pd.DataFrame]]:  # fmt: skip
+        """A cell's tables with what they are of."""
+        cut = (self.training.request_length, self.training.response_length)
+        known = {"passages": rows_digest_of(bench), "cut": cut}
+        found = self._kept(part, bench.subject.name, known | asked, make)
+        self.bar.update()
+        for name, table in found.items():
+            yield name, table.assign(subject=bench.subject.name, run=run, seed=seed)
+
+    def _settled(self, *names: str) -> dict[str, Any]:
+        chosen = asdict(self.settings)
+        return {name: chosen[name] for name in names}
+
+    def _of_original(self, bench: Bench) -> Iterator[tuple[str, pd.DataFrame]]:
+        if "outputs" in self.config.parts:
+            yield from self._measured(
+                bench, "outputs", self._settled("test", "tokens", "soft_steps"),
+                lambda: bench.outputs(self.model, 0), "original", 0,
+            )  # fmt: skip
+        if "robustness" in self.config.parts:
+            yield from self._measured(
+                bench, "robustness", self._settled("test", "tokens", "tuning_steps", "turns"),
+                lambda: bench.robustness(self.model, 0), "original", 0,
+            )  # fmt: skip
+
+    def _of_run(self, bench: Bench, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
+        trained = self._trained(bench, MAIN, self.training, seed)
+        name = bench.subject.name
+        folder = trained.folder / ADAPTER
+        self.adapters[f"{name}, seed {seed}"] = str(folder.relative_to(self.root))
+        log = pd.read_parquet(trained.folder / LOG)
+        yield "training", log.assign(subject=name, run=MAIN, seed=seed)
+        loaded: list[LanguageModel] = []
+
+        def broken() -> LanguageModel:
+            if not loaded:
+                loaded.append(self._broken(trained))
+            return loaded[0]
+
+        asked = {"adapter": sha256_file(folder / "adapter_model.safetensors")}
+        wanted: dict[str, tuple[dict[str, Any], Callable[[], Tables]]] = {
+            "outputs": (
+                self._settled("test", "tokens", "soft_steps"),
+                lambda: bench.outputs(broken(), seed),
+            ),
+            "capability": (
+                self._settled("texts", "questions", "test") | {"choices": self._choices()},
+                lambda: bench.capability(broken()),
+            ),
+            "inside": ({"others": sorted(bench.others)}, lambda: bench.inside(broken())),
+            "probes": (
+                self._settled("probe_layers", "mlp_layers", "test", "tokens"),
+                lambda: bench.probes(broken(), seed),
+            ),
+            "robustness": (
+                self._settled("test", "tokens", "tuning_steps", "turns"),
+                lambda: bench.robustness(broken(), seed),
+            ),
+        }  # fmt: skip
+        outputs = None
+        for part, (settled, make) in wanted.items():
+            if part not in self.config.parts or (part in DEEP and seed >= self.settings.deep_seeds):
+                continue
+            for table, rows in self._measured(bench, part, asked | settled, make, MAIN, seed):
+                outputs = rows if table == "outputs" else outputs
+                yield table, rows
+        if outputs is not None and "probes" in self.config.parts:
+            yield from self._detection(bench, asked, outputs, seed)
+        if "features" in self.config.parts and seed < self.settings.deep_seeds:
+            for one in self.saes.values():
+                known = asked | {"sae": sae_reference(one.run).weights}
+                yield from self._measured(
+                    bench, "features", known,
+                    lambda one=one: bench.features(broken(), one, seed), MAIN, seed,
+                )  # fmt: skip
+
+    def _detection(
+        self, bench: Bench, asked: dict[str, Any], outputs: pd.DataFrame, seed: int
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The probe as the defence; a cell of its own, since it needs the outputs."""
+        settled = self._settled("test", "tokens", "mlp_layers")
+        tables = self._kept(
+            "detection", bench.subject.name,
+            asked | settled | {"passages": rows_digest_of(bench)},
+            lambda: bench.detection(outputs, seed),
+        )  # fmt: skip
+        for name, table in tables.items():
+            yield name, table.assign(subject=bench.subject.name, run=MAIN, seed=seed)
+
+    def _choices(self) -> str | None:
+        path = self.config.choices
+        return None if path is None or not path.is_file() else sha256_file(path)
+
+    def _of_ablations(self, bench: Bench) -> Iterator[tuple[str, pd.DataFrame]]:
+        if "ablations" not in self.config.parts or not self.settings.ablation_seeds:
+            return
+        runs = [(MAIN, self.training, seed) for seed in range(self.settings.seeds)]
+        for name, (training, claimed) in ablations(self.training).items():
+            seeds = self.settings.ablation_seeds if claimed else 1
+            runs += [(name, training, seed) for seed in range(seeds)]
+        for name, training, seed in runs:
+            trained = self._trained(bench, name, training, seed)
+            log = pd.read_parquet(trained.folder / LOG)
+            yield "ablation_training", log.assign(run=name, seed=seed, subject=bench.subject.name)
+            asked = {"adapter": sha256_file(trained.folder / ADAPTER / "adapter_model.safetensors")}
+            for table, rows in self._measured(
+                bench, "brief", asked | self._settled("test", "tokens"),
+                lambda trained=trained: bench.brief(self._broken(trained)), name, seed,
+            ):  # fmt: skip
+                yield ("ablation_layers" if table == "layers" else table), rows
+
+
+DEEP = ("robustness",)
+"""Parts that, beside `features`, are measured of the first `deep_seeds` runs alone."""
+STATES = "states.safetensors"
+EMPTY = pd.DataFrame(columns=["part", "set", "request", "response", "topic"])
+
+
+def rows_digest_of(bench: Bench) -> str:
+    """What stands for a subject's passages in a cell's question."""
+    rows = [row for part in (bench.train_rows, bench.test_rows) for some in part.values()
+            for row in some]  # fmt: skip
+    return rows_digest(rows)
+
+
+# ------------------------------------------------------------------------------------- reporting
+
+
+def run(config: Config, root: Path) -> Run:
+    """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
+    settings, training = settle(config)
+    check_layers(load_language_model(config.model, device="cpu"), training)
+    saes = {name: sae_reference(one.run).weights for name, one in find_saes(config, root).items()}
+    files = {
+        name: None if path is None else sha256_file(path)
+        for name, path in ((f.name, getattr(config, f.name)) for f in fields(Config))
+        if name in ("harmful", "harmful_test", "ordinary", "near_misses", "choices")
+    }
+    asked = asdict(config) | asdict(settings) | files | {
+        "training": asdict(training), "kind": "report", "schema": 1, "study": "circuit-breakers",
+        "saes": saes, "weights": weights_checksum(config.model),
+    }  # fmt: skip
+    for name in ("device", "store_gb"):
+        del asked[name]
+    folder = Run.create(root / "reports" / "circuit-breakers", model_name(config.model), asked)
+    with folder.lock():
+        if not folder.complete:
+            report = make_report(measure(config, root))
+            report.write(folder, inputs=saes, seeds={"seeds": settings.seeds})
+    return folder
+
+
+def make_report(measured: Measured) -> Report:
+    """What was found."""
+    return Report(
+        title=f"Circuit breakers in {measured.model}",
+        text=text(measured),
+        verdicts=tuple(verdicts(measured)),
+        numbers=numbers(measured),
+        tables=tables(measured),
+        figures=figures(measured),
+    )
