@@ -1,7 +1,8 @@
 """Figures of reports (plotly): one look for all of them, readable at 900 x 480 pixels.
 
-Six forms: `lines` with bands and `panels` of them, `points` with intervals, `bars` with intervals,
-`heat_maps`, `image_grid`. Every interval is a 95 % one (`analyses.statistics.Estimate`).
+Seven forms: `lines` with bands and `panels` of them, `points` with intervals, `bars` and
+`grouped_bars` with intervals, `heat_maps`, `image_grid`. Every interval is a 95 % one
+(`analyses.statistics.Estimate`).
 
 Colours follow the dashboard's, in an order in which neighbours differ in lightness as well as hue,
 so they can be told apart without colour vision; lines also differ in dash and marker, and `lines`
@@ -259,6 +260,28 @@ def bars(measured: Mapping[str, Estimate], *, title: str, x: Axis) -> go.Figure:
             text=f"{100 * e.value:.3g} %" if x.percent else f"{e.value:.3g}", showarrow=False,
         )  # fmt: skip
     return figure
+
+
+def grouped_bars(
+    measured: Mapping[str, Mapping[str, Estimate]], *, title: str, y: Axis
+) -> go.Figure:
+    """Upright bars side by side: a colour a series, a group a name, each with its interval."""
+    figure = go.Figure()
+    for place, (series, estimates) in enumerate(measured.items()):
+        colour, shown = SERIES[place % len(SERIES)], list(estimates.values())
+        figure.add_bar(
+            x=list(estimates), y=[e.value for e in shown], name=series,
+            marker={"color": colour, "line": {"width": 0}}, error_y=errors(shown, INK),
+            customdata=[_interval_text(e) for e in shown],
+            hovertemplate="%{x}: %{y:.4g} %{customdata}",
+        )  # fmt: skip
+    _dress(figure, title, Axis(title=""), y)
+    figure.update_layout(
+        barmode="group", bargap=0.25,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"t": ABOVE + LEGEND_HEIGHT},
+    )  # fmt: skip
+    return figure.update_xaxes(showgrid=False, ticks="")
 
 
 def heat_maps(

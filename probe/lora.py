@@ -94,6 +94,7 @@ def lora_adapters(model: LanguageModel, lora: Lora, *, seed: int) -> Iterator[Pe
         for name, weight in adapted.named_parameters():
             if lora.b_std and "lora_B" in name:
                 nn.init.normal_(weight, std=lora.b_std)
+    adapted.eval()
     try:
         yield adapted
     finally:
@@ -150,4 +151,5 @@ def _peft_is_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         warnings.filterwarnings("ignore", message="Could not find a config file.*")
+        warnings.filterwarnings("ignore", message="Unable to fetch remote file.*")
         yield

@@ -127,8 +127,8 @@ def multiple_choice(
         prompt = (model.separator_id, *prompt)
         answers = [_text_ids(model, f" {choice}") for choice in one.choices]
         rows = Ask(model=model).reading([prompt] * len(answers), answers)
-        scores = [float(row[range(len(a)), list(a)].mean()) for row, a in zip(rows, answers,
-                                                                             strict=True)]  # fmt: skip
+        pairs = zip(rows, answers, strict=True)
+        scores = [float(row[range(len(a)), list(a)].mean()) for row, a in pairs]
         found.append(float(int(np.argmax(scores)) == one.answer))
         say(1)
     return np.array(found)

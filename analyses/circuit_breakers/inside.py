@@ -71,7 +71,7 @@ def change_tables(
                         "cosine": change.cosine.mean(1),
                         "log_ratio": np.log(change.ratio.clip(TINY)).mean(1),
                     }
-                )  # fmt: skip
+                )
             )
         profiles.append(_profile(found).assign(set=name))
     return {"layers": pd.concat(layers), "profile": pd.concat(profiles)}

@@ -15,6 +15,10 @@ from probe.errors import UserError
 
 Part = Literal["outputs", "capability", "inside", "probes", "features", "robustness", "ablations"]
 PARTS: tuple[Part, ...] = get_args(Part)
+MAIN, ORIGINAL = "rerouting", "original"
+"""Runs that are no ablation: the broken model, and the model as it was."""
+HARMFUL = "harmful"
+"""The subject that comes out of files of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)

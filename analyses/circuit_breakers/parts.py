@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.cells import Tables
+from analyses.cells import Frame, Tables
 from analyses.circuit_breakers.asking import (
     Ask,
     Asked,
@@ -471,9 +471,7 @@ class Bench:
         return {"brief": pd.concat(tables), "layers": cells}
 
 
-def _paired(
-    measure: str, original: pd.Series | np.ndarray, broken: pd.Series | np.ndarray
-) -> pd.DataFrame:
+def _paired(measure: str, original: Frame, broken: Frame) -> pd.DataFrame:
     """A measure of both models on the same units."""
     return pd.DataFrame(
         {

@@ -89,8 +89,8 @@ RECIPES: dict[RecipeName, Training] = {
     "mistral-7b": Training(alpha=5.0, borderline=0.53),
     "llama-3-8b": Training(alpha=10.0, borderline=0.45, blank=0.5),
     "smollm2": Training(
-        alpha=10.0, lr=3e-3, steps=30, batch=4, lora_dropout=0.0, retain="relative", padded_mean=False,
-        masking="shared", b_std=0.01, request_length=64, response_length=64,
+        alpha=10.0, lr=3e-3, steps=30, batch=4, lora_dropout=0.0, retain="relative",
+        padded_mean=False, masking="shared", b_std=0.01, request_length=64, response_length=64,
         gradient_checkpointing=False,
     ),
 }  # fmt: skip

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -72,14 +71,6 @@ def run_states(model: LanguageModel, batch: Batch) -> States:
     return torch.stack([*seen.values(), last])
 
 
-class Reference(Protocol):
-    """The states of rows as they were before training."""
-
-    def of(self, numbers: Sequence[int], length: int) -> States:
-        """Those of some rows, padded to a length."""
-        ...
-
-
 class LiveReference:
     """Reference states computed when they are asked for: adapters off, no dropout."""
 
@@ -118,6 +109,9 @@ class StoredReference:
             values = stored[self._ends[number] : self._ends[number + 1]]
             parts.append(nn.functional.pad(values, (0, 0, 0, 0, 0, length - len(values))))
         return torch.stack(parts).permute(2, 0, 1, 3)
+
+
+Reference = LiveReference | StoredReference
 
 
 @torch.no_grad()

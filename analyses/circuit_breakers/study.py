@@ -1,6 +1,6 @@
 """Circuit breakers: representation rerouting, and what it changes inside (Zou et al. 2024).
 
-1. Passages on a concept are written by the model (`passages`), or harmful prompts read (`subjects`).
+1. Passages on a concept are written by the model (`passages`); harmful prompts read (`subjects`).
 2. Adapters are trained to reroute them (`training`); what they make of the model is merged.
 3. The broken model is asked, attacked, tested elsewhere, looked into and worn down (`parts`).
 4. Ablations train again with one thing changed.
@@ -21,13 +21,20 @@ from analyses.benchmark import find_sae
 from analyses.cells import Tables, kept, kept_run
 from analyses.circuit_breakers.figures import figures
 from analyses.circuit_breakers.findings import numbers, verdicts
-from analyses.circuit_breakers.measured import Config, Measured, Settings, settle
+from analyses.circuit_breakers.measured import (
+    HARMFUL,
+    MAIN,
+    ORIGINAL,
+    Config,
+    Measured,
+    Settings,
+    settle,
+)
 from analyses.circuit_breakers.parts import Bench, ablations
 from analyses.circuit_breakers.passages import concept_passages
 from analyses.circuit_breakers.settings import Training
 from analyses.circuit_breakers.states import rows_digest, store_reference
 from analyses.circuit_breakers.subjects import (
-    HARMFUL,
     Subject,
     harmful_subject,
     passages_of,
@@ -50,8 +57,6 @@ from saes.recipe_saes import LoadedSae, sae_reference
 __all__ = ["Config", "estimate", "figures", "measure", "run"]
 
 CELL, SCHEMA = "circuit_breaker_cell", 1
-MAIN = "rerouting"
-"""The run that is not an ablation."""
 SECONDS = {
     "passages": 1.0, "step": 3.5, "outputs": 10.0, "soft": 1.6, "capability": 60.0, "inside": 15.0,
     "probes": 60.0, "features": 90.0, "tuning": 5.0, "brief": 45.0, "question": 0.5,
@@ -376,12 +381,12 @@ class _Study:
         if "outputs" in self.config.parts:
             yield from self._measured(
                 bench, "outputs", self._settled("test", "tokens", "soft_steps"),
-                lambda: bench.outputs(self.model, 0), "original", 0,
+                lambda: bench.outputs(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
         if "robustness" in self.config.parts:
             yield from self._measured(
                 bench, "robustness", self._settled("test", "tokens", "tuning_steps", "turns"),
-                lambda: bench.robustness(self.model, 0), "original", 0,
+                lambda: bench.robustness(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
 
     def _of_run(self, bench: Bench, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from analyses.circuit_breakers.concepts import Concept, ConceptName, find_concept
+from analyses.circuit_breakers.measured import HARMFUL
 from analyses.circuit_breakers.passages import Part, Passages, ordinary_passages
 from analyses.circuit_breakers.rows import Passage, TokenRow, token_rows
 from analyses.circuit_breakers.settings import Training
@@ -21,7 +22,6 @@ from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.prompt_sets import read_prompts
 
-HARMFUL = "harmful"
 SAFE_LABELS, UNSAFE_LABELS = ("safe", "harmless", "benign"), ("unsafe", "harmful")
 ALIKE = 0.7
 """Share of two prompts' words that they have in common from which on they are the same."""

@@ -125,7 +125,7 @@ def train(
     )  # fmt: skip
     with first_blocks(model, training.blocks), lora_adapters(model, lora, seed=seed) as adapted:
         if training.gradient_checkpointing:
-            model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.model.activation_checkpointing_enable({"use_reentrant": False})
         try:
             trainer = _Trainer(model, adapted, rows, training, seed, references or References())
             trainer.resume(folder)
@@ -137,7 +137,8 @@ def train(
                 on_step(trainer.done)
             trainer.finish(folder)
         finally:
-            model.model.gradient_checkpointing_disable()
+            if training.gradient_checkpointing:
+                model.model.activation_checkpointing_disable()
 
 
 class _Trainer:
@@ -173,18 +174,22 @@ class _Trainer:
     def step(self) -> None:
         """One step of the optimiser, logged."""
         t = self.done + 1
-        found = self._losses(t)
-        loss = found["breaking_term"] + found["retain_term"]
-        if not torch.isfinite(loss):
-            raise Failure(
-                f"the loss was {float(loss)} at step {t} of {self.training.steps}; the last good "
-                "checkpoint is kept. Train with a smaller --lr or --alpha."
-            )
-        self.optimiser.zero_grad()
-        loss.backward()
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed * 1_000_003 + t)  # decides what dropout leaves out
+            found = self._losses(t)
+            loss = found["breaking_term"] + found["retain_term"]
+            if not torch.isfinite(loss):
+                raise Failure(
+                    f"the loss was {float(loss)} at step {t} of {self.training.steps}; the last "
+                    "good checkpoint is kept. Train with a smaller --lr or --alpha."
+                )
+            self.optimiser.zero_grad()
+            loss.backward()
+        self.adapted.eval()
         self.optimiser.step()
         self.done = t
-        self.log.append({"step": t, "loss": float(loss)} | {k: float(v) for k, v in found.items()})
+        self.log.append({"step": t, "loss": loss.item()} | {k: v.item() for k, v in found.items()})
         if t % JUDGE_EVERY == 0 or t == self.training.steps:
             self.log[-1] |= self._held_out_measures()
 
@@ -196,13 +201,14 @@ class _Trainer:
         chosen = [self.rows.all_breaking[number] for number in breaking]
         # Both sets in one pass: products of twice as many rows waste less.
         batch = batch_of([*chosen, *(self.rows.all_retain[m] for m in retain)], training.masking)
-        after = self._adapted_states(batch, t)
-        rerouted, kept = after[self.targets, :n], after[:, n:]
         length = batch.tokens.shape[1]
         before = [
             self.breaking.of(breaking, length).to(device), self.retain.of(retain, length).to(device)
         ]  # fmt: skip
         masks = batch.counted.to(device).split(n)
+        self.adapted.train()  # until the backward pass is over, which may run blocks again
+        after = run_states(self.model, batch)
+        rerouted, kept = after[self.targets, :n], after[:, n:]
         target = None
         if training.loss != "rr":
             size = training.rmu_size * float(masked_mean(lengths(before[0].float()), masks[0]))
@@ -223,17 +229,6 @@ class _Trainer:
                 cosines(kept[self.targets], before[1][self.targets]), masks[1]
             ).detach(),
         }  # fmt: skip
-
-    def _adapted_states(self, batch: Batch, t: int) -> States:
-        """States with adapters and their dropout, which the seed and the step decide."""
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed * 1_000_003 + t)
-            self.adapted.train()
-            try:
-                return run_states(self.model, batch)
-            finally:
-                self.adapted.eval()
 
     @torch.no_grad()
     def _held_out_measures(self) -> dict[str, float]:
