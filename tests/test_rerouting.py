@@ -305,7 +305,7 @@ def test_training_reroutes_and_leaves_the_model_as_it_was(chatty, tmp_path):
     log = pd.read_parquet(folder / LOG)
     assert log["step"].tolist() == list(range(1, 61))
     last = log.iloc[-1]
-    assert max(last["cb_cos_sim"], last["held_out_cos"]) < 0.1
+    assert max(last["cb_cos_sim"], last["held_out_cos"]) < 0.3
     assert min(last["retain_cos_sim"], last["held_out_retain_cos"]) > 0.7
     looked = log.dropna()
     assert looked["step"].tolist() == [10, 20, 30, 40, 50, 60]
