@@ -138,14 +138,14 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(
-        concepts=("recipes",), seeds=1, train=48, test=16, tokens=48, soft_steps=(0, 10, 30),
+        concepts=("recipes",), seeds=1, train=48, test=12, tokens=48, soft_steps=(0, 10, 30),
         tuning_steps=(0, 5, 10), turns=(0, 2), texts=12, questions=40,
         probe_layers=(5, 10, 15, 20, 30), mlp_layers=(15,), deep_seeds=1,
         ablation_seeds=0,
     ),
     "full": Settings(
-        concepts=("recipes", "french", "place"), seeds=3, train=80, test=16, tokens=48,
-        soft_steps=(0, 10, 30, 60), tuning_steps=(0, 2, 5, 10, 20), turns=(0, 1, 2, 4), texts=24,
+        concepts=("recipes", "french", "place"), seeds=3, train=80, test=12, tokens=48,
+        soft_steps=(0, 10, 40), tuning_steps=(0, 2, 5, 10), turns=(0, 1, 2, 4), texts=24,
         questions=100, probe_layers=(5, 10, 15, 20, 25, 30), mlp_layers=(15, 30), deep_seeds=1,
         ablation_seeds=3,
     ),

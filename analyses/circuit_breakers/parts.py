@@ -498,7 +498,6 @@ def ablations(training: Training) -> Mapping[str, tuple[Training, bool]]:
         "no token masked": replace(training, masking="padding"),
         "only the first token masked": replace(training, masking="first"),
         "published rate, 1e-4": replace(training, lr=1e-4),
-        "published dropout": replace(training, lora_dropout=0.05),
         "sets shuffled (control)": replace(training, shuffled_sets=True),
         "alpha 3": replace(training, alpha=3.0),
         "alpha 30": replace(training, alpha=30.0),
