@@ -105,6 +105,11 @@ STUDIES = (
         line="n and n + 1 repetitions: do they become the same, which tokens reach the last one?",
     ),
     Study(
+        name="circuit-breakers",
+        module="analyses.circuit_breakers.study",
+        line="break a concept by rerouting its states: attacks, cost, states, probes, features",
+    ),
+    Study(
         name="geometry",
         module="analyses.geometry",
         line="the shape of activation stores: rank, anisotropy, collisions, CKA of sites",

@@ -15,6 +15,7 @@ PAGES = (
     ("prompt_lab", "Prompt lab", "edit_note"),
     ("steer", "Steer", "tune"),
     ("collapse", "Collapse", "compress"),
+    ("breakers", "Circuit breakers", "electrical_services"),
     ("training", "Training", "show_chart"),
     ("reports", "Reports", "fact_check"),
 )

@@ -177,6 +177,73 @@ def finished_reports() -> dict[str, Run]:
     return {f"{run.path.parent.name}/{run.path.name}": run for run in newest}
 
 
+# --------------------------------------------------------------------------------- broken models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenModel:
+    """An adapter that a circuit-breaker study has trained."""
+
+    run: Run
+    """Its run."""
+
+    @property
+    def subject(self) -> str:
+        """What was broken."""
+        return self.run.config["subject"]
+
+    @property
+    def base(self) -> str:
+        """The model that it was made of."""
+        return self.run.config["model"]["spec"]
+
+    @property
+    def adapter(self) -> Path:
+        """The folder that is a model to every command."""
+        return self.run.path / "adapter"
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        training = self.run.config["training"]
+        layers = " and ".join(map(str, training["target_layers"]))
+        return (
+            f"{self.subject}, seed {self.run.config['seed']}: {training['loss']} at {layers}, "
+            f"alpha {training['alpha']:g}, {training['retain']} retain term "
+            f"({self.run.path.name.rpartition('-')[2]})"
+        )
+
+
+def broken_models() -> list[BrokenModel]:
+    """Every adapter that is complete, the newest first."""
+    runs = [run for run in runs_of("circuit_breaker_cell") if run.config["part"] == "training"]
+    complete = [run for run in runs if run.complete]
+    newest = sorted(complete, key=lambda run: run.manifest["created"], reverse=True)
+    return [BrokenModel(run=run) for run in newest]
+
+
+def breaker_log(model: BrokenModel) -> pd.DataFrame:
+    """An adapter's training log. Raises `Failure` where it is damaged."""
+    return _parquet(model.run.path / "log.parquet", stamp(model.run.path / "log.parquet"))
+
+
+def breaker_attacks(reports: list[str]) -> pd.DataFrame:
+    """The table of attacks of the newest report that has one; empty where none has."""
+    for name in reports:
+        path = finished_reports()[name].path / "tables" / "attacks.parquet"
+        if path.is_file():
+            return _parquet(path, stamp(path))
+    return pd.DataFrame()
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _parquet(path: Path, changed: float) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise Failure(f"{path} is damaged ({error}); delete its folder and run again.") from error
+
+
 def report_content(run: Run) -> Report:
     """What a complete report says. Raises `Failure` where a file of it is damaged."""
     return _report(run.path, stamp(run.path / METRICS))

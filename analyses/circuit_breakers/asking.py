@@ -63,7 +63,7 @@ class Ask:
 
     def reading(
         self, prompts: Sequence[Row], continuations: Sequence[Row]
-    ) -> list[Float[Tensor, "n v"]]:
+    ) -> list[Float[Tensor, "_ v"]]:
         """Log-probabilities over the vocabulary at each token of each continuation, float32 on the
         CPU; rows of no token for an empty continuation."""
         found = []
@@ -78,7 +78,7 @@ class Ask:
 
 def answer_logits(
     model: LanguageModel, pairs: Sequence[tuple[Row, Row]]
-) -> list[Float[Tensor, "n v"]]:
+) -> list[Float[Tensor, "_ v"]]:
     """Logits for each token of each continuation given its prompt and what came before it."""
     rows = [TokenRow(ids=p + c, shared=0, answer=len(p)) for p, c in pairs]
     batch = batch_of(rows, "padding")

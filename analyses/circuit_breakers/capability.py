@@ -88,8 +88,8 @@ def response_pairs(rows: Sequence[TokenRow]) -> tuple[list[Row], list[Row]]:
 
 
 def response_change(
-    before: Sequence[Float[Tensor, "n v"]],
-    after: Sequence[Float[Tensor, "n v"]],
+    before: Sequence[Float[Tensor, "_ v"]],
+    after: Sequence[Float[Tensor, "_ v"]],
     responses: Sequence[Row],
 ) -> pd.DataFrame:
     """Of each response: `nll_original`, `nll_broken` and `kl`, nats a token.

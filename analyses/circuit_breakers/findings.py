@@ -60,8 +60,10 @@ def _verdict(
     below: float | int | None = None,
 ) -> Verdict | None:  # fmt: skip
     """A claim that holds where the whole interval lies on one side of a bound; None unmeasured."""
-    if estimate is None:
-        return None
+    if estimate is None or not np.isfinite([estimate.value, estimate.low or 0]).all():
+        return (
+            None  # not measured, or nothing to compare with: no answer complied in the first place
+        )
     holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
     return Verdict(
         claim=claim, statistic=statistic, value=estimate.value, low=estimate.low,

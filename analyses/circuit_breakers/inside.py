@@ -36,7 +36,6 @@ class Change:
     """The first token's position, counted from the beginning of the response."""
 
 
-@torch.no_grad()
 def changes(
     original: LanguageModel, broken: LanguageModel, rows: Sequence[TokenRow]
 ) -> Iterator[Change]:
@@ -44,7 +43,8 @@ def changes(
     for first in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[first : first + ROWS_AT_ONCE]
         batch = batch_of(some, "padding")
-        before, after = (run_states(model, batch).float().cpu() for model in (original, broken))
+        with torch.no_grad():
+            before, after = (run_states(one, batch).float().cpu() for one in (original, broken))
         cosine = cosines(after, before).numpy()
         ratio = (lengths(after) / lengths(before).clamp(min=TINY)).numpy()
         for i, row in enumerate(some):

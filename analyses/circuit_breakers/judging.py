@@ -94,8 +94,8 @@ def refuses(text: str) -> bool:
 def measures(
     model: LanguageModel,
     continuations: Sequence[Row],
-    original: Sequence[Float[Tensor, "n v"]],
-    own: Sequence[Float[Tensor, "n v"]],
+    original: Sequence[Float[Tensor, "_ v"]],
+    own: Sequence[Float[Tensor, "_ v"]],
 ) -> pd.DataFrame:
     """What each continuation is like, a row each.
 

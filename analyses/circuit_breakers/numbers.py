@@ -168,7 +168,7 @@ def recovered(
         return (broken[rows].mean(-1) - mended[rows].mean(-1)) / np.where(lost == 0, np.nan, lost)
 
     low, high = np.nanquantile(share(chosen), [0.025, 0.975])
-    value = float(share(np.arange(len(broken))))
+    value = float(share(np.arange(len(broken))[None])[0])
     return Estimate(value=value, low=float(low), high=float(high), n=len(broken))
 
 

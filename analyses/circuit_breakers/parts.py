@@ -213,7 +213,7 @@ class Bench:
             expected_nll=pd.Series(expected_nll).replace(np.inf, np.nan),
         )  # fmt: skip
 
-    def _soft(self, model: LanguageModel, seed: int) -> dict[int, np.ndarray]:
+    def _soft(self, model: LanguageModel, seed: int) -> dict[int, Float[Tensor, "k d"]]:
         self.say("soft tokens")
         train = self.subject.passages.train.concept
         answers = [self.train_rows["concept"][i] for i in range(len(train))]
@@ -223,7 +223,13 @@ class Bench:
         )  # fmt: skip
         return dict(found.by_budget)
 
-    def _soft_row(self, model: LanguageModel, soft, steps: int, prompts: Sequence[Asked]):
+    def _soft_row(
+        self,
+        model: LanguageModel,
+        soft: Float[Tensor, "k d"],
+        steps: int,
+        prompts: Sequence[Asked],
+    ) -> pd.DataFrame:
         read = Ask(model=model, soft=soft).reading([p.ids for p in prompts], self.answers["none"])
         nll = [mean_nll(rows, t) for rows, t in zip(read, self.answers["none"], strict=True)]
         return pd.DataFrame({"steps": steps, "row": np.arange(len(nll)), "nll": nll})
@@ -239,7 +245,7 @@ class Bench:
         return {"ordinary": response_pairs(self.rows(talk))}
 
     @cached_property
-    def _read_responses(self) -> dict[str, list[Float[Tensor, "n v"]]]:
+    def _read_responses(self) -> dict[str, list[Float[Tensor, "_ v"]]]:
         return {name: Ask(model=self.original).reading(*of) for name, of in self._responses.items()}
 
     def _changed(self, broken: LanguageModel, name: str) -> pd.DataFrame:

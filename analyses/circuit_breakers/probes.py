@@ -42,7 +42,7 @@ THRESHOLDS: dict[ProbeKind, tuple[float, ...]] = {
 """Published thresholds (linear; the MLPs on Llama-3 and on Mistral)."""
 ROWS_AT_ONCE = 8
 
-TokenStates = list[Float[np.ndarray, "n d"]]
+TokenStates = list[Float[np.ndarray, "_ d"]]
 """States of each row's tokens that a probe reads, at one layer."""
 
 

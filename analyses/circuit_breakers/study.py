@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from analyses.benchmark import find_sae
 from analyses.cells import Tables, kept, kept_run
+from analyses.circuit_breakers.capability import read_choices
 from analyses.circuit_breakers.figures import figures
 from analyses.circuit_breakers.findings import numbers, verdicts
 from analyses.circuit_breakers.measured import (
@@ -137,6 +138,7 @@ def measure(config: Config, root: Path) -> Measured:
     """
     settings, training = settle(config)
     saes = find_saes(config, root)
+    check_files(config, settings)
     keep_freed_memory()
     model = load_language_model(config.model, dtype="auto", device=config.device)
     check_layers(model, training)
@@ -162,6 +164,22 @@ def check_layers(model: LanguageModel, training: Training) -> None:
             f"{model.spec} that can be rerouted are 1 to {model.n_layers - 1} (layer l is the "
             "output of block l - 1, and adapters reach one block further)."
         )
+
+
+def check_files(config: Config, settings: Settings) -> None:
+    """Raise `UserError` where a file of prompts or questions is not as it should be."""
+    if config.choices is not None:
+        read_choices(config.choices, settings.questions)
+    if config.harmful is not None:
+        _harmful(config, settings)
+
+
+def _harmful(config: Config, settings: Settings) -> Subject:
+    assert config.harmful and config.ordinary and config.near_misses, "settle has looked"
+    return harmful_subject(
+        config.harmful, config.harmful_test, config.ordinary, config.near_misses,
+        sizes=(settings.train, settings.test), seed=0,
+    )  # fmt: skip
 
 
 def find_saes(config: Config, root: Path) -> dict[str, LoadedSae]:
@@ -256,11 +274,7 @@ class _Study:
     def _subject(self, name: str) -> Subject:
         sizes, config = (self.settings.train, self.settings.test), self.config
         if name == HARMFUL:
-            assert config.harmful and config.ordinary and config.near_misses
-            subject = harmful_subject(
-                config.harmful, config.harmful_test, config.ordinary, config.near_misses,
-                sizes=sizes, seed=0,
-            )  # fmt: skip
+            subject = _harmful(config, self.settings)
             if subject.dropped:
                 self.notes.append(
                     f"{subject.dropped} harmful prompts of {config.harmful_test} were left out "
@@ -495,6 +509,7 @@ def rows_digest_of(bench: Bench) -> str:
 def run(config: Config, root: Path) -> Run:
     """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
     settings, training = settle(config)
+    check_files(config, settings)
     check_layers(load_language_model(config.model, device="cpu"), training)
     saes = {name: sae_reference(one.run).weights for name, one in find_saes(config, root).items()}
     files = {

@@ -125,8 +125,7 @@ def coherence(measured: Measured) -> pd.DataFrame:
                 if len(table):
                     table = table.replace(np.inf, np.nan)
                     means = {
-                        words_: round(float(table[name].mean()), 3)
-                        for name, words_ in names.items()
+                        said: round(float(table[name].mean()), 3) for name, said in names.items()
                     }
                     asked = {"none": "the concept", "near": "near misses"}.get(attack, attack)
                     if subject == HARMFUL and attack == "none":
@@ -198,7 +197,7 @@ def probe_or_control(measured: Measured) -> pd.DataFrame:
         on = some["attack"].isin(ATTACKS)
         rows.append(
             {
-                "defence": f"{kind} probe", "threshold": how if how == "matched" else threshold,
+                "defence": f"{kind} probe", "threshold": how if how == "matched" else f"{threshold:.14g}",
                 "ordinary and near misses flagged": float(some[~on]["flagged"].mean()),
                 "answers on the concept flagged": float(some[on]["flagged"].mean()),
             }
@@ -310,7 +309,7 @@ def putting_back(measured: Measured) -> pd.DataFrame:
             if change in CHANGES:
                 rows.append(
                     {
-                        "sae": sae, "put back": CHANGES[change], "features": n or "-",
+                        "sae": sae, "put back": CHANGES[change], "features": str(n or "-"),
                         "NLL": words(mean_interval(values)),
                         "back": words(recovered(broken, values, original)),
                     }
