@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from analyses.cells import select
 from analyses.circuit_breakers.concepts import CONCEPTS
 from analyses.circuit_breakers.measured import HARMFUL
 from app import breaker_views, components, data, live_breakers, views
@@ -122,7 +123,7 @@ def _features(found: Compared, chosen: BrokenModel) -> None:
     ):  # fmt: skip
         with column:
             st.markdown(f"**{line}**")
-            for row in changed[changed["kind"] == kind].to_dict("records"):
+            for row in select(changed, {"kind": kind}).to_dict("records"):
                 _feature_row(record, row, labels.get(row["feature"], ""))
 
 

@@ -1,12 +1,12 @@
 """What the page Circuit breakers draws: figures and tables, without Streamlit."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from analyses.cells import Frame
 from analyses.plots import Axis, Line, heat_maps, lines, panels
 from analyses.statistics import Estimate
 
@@ -26,7 +26,7 @@ def _line(name: str, x: list[int], y: Float[np.ndarray, " n"]) -> Line:
     return Line(name=name, x=x, y=values)
 
 
-def training_figure(log: pd.DataFrame) -> go.Figure:
+def training_figure(log: Frame) -> go.Figure:
     """Cosines with the original by step."""
     shown = []
     for column, name in CURVES.items():
@@ -38,7 +38,7 @@ def training_figure(log: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
 
 
-def attack_rows(attacks: pd.DataFrame, subject: str) -> pd.DataFrame:
+def attack_rows(attacks: Frame, subject: str) -> Frame:
     """The report's rows of a subject; none where there is no report, or none of it."""
     if not len(attacks):
         return attacks
@@ -83,7 +83,7 @@ def layer_figure(found: "Compared", layer: int) -> go.Figure:
     return figure.update_xaxes(**_ticks(found.texts)).update_layout(showlegend=False)
 
 
-def _ticks(texts: tuple[str, ...]) -> dict[str, object]:
+def _ticks(texts: tuple[str, ...]) -> dict[str, Any]:
     """Tokens below an axis of their numbers, not more than can be read."""
     step = max(1, -(-len(texts) // TICKS))
     chosen = list(range(0, len(texts), step))

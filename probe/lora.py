@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,7 +27,6 @@ from transformers.pytorch_utils import Conv1D
 
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
-from probe.models import ADAPTER_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def adapter_tensors(adapted: PeftModel) -> dict[str, Tensor]:
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write the adapters as peft does."""
     with _peft_is_quiet():
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # a template to be filled in
 
 
@@ -129,13 +129,15 @@ def merged_adapter(model: LanguageModel, folder: str | Path) -> LanguageModel:
 
 def merge_into(model: PreTrainedModel, folder: str | Path, spec: str) -> PreTrainedModel:
     """A model with an adapter's `B A` added to its own weights. Raises as `merged_adapter` does."""
-    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        raise Failure(f"{Path(folder) / ADAPTER_WEIGHTS} is missing; make the adapter again.")
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise Failure(
+            f"{Path(folder) / SAFETENSORS_WEIGHTS_NAME} is missing; make the adapter again."
+        )
     try:
         with _peft_is_quiet(), warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder))
-            return adapted.merge_and_unload(safe_merge=True)  # type: ignore[reportCallIssue]
+            return adapted.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise UserError(
             f"the adapter in {folder} does not fit {spec} ({str(error).splitlines()[0][:160]}); "

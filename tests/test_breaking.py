@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 from collapse_tree import long_llama
 
+from analyses.cells import Frame
 from analyses.circuit_breakers.asking import (
     Ask,
     after_turns,
@@ -399,7 +401,7 @@ def test_probes_tell_clusters_apart_and_find_nothing_in_noise(kind):
     noise, more = (
         (clusters(0.0, n=30, seed=seed), clusters(0.0, n=30, seed=seed + 1)) for seed in (20, 30)
     )
-    found = layer_probes(kind, train, test, noise, more, seed=0)
+    found: Frame = layer_probes(kind, train, test, noise, more, seed=0)
     auroc = found.set_index("read")["auroc"]
     assert auroc["before"] > 0.95
     assert 0.3 < auroc["moved"] < 0.7 and 0.3 < auroc["anew"] < 0.7
@@ -439,7 +441,7 @@ def test_directions_before_and_after():
 
     before = (states(8, 0), states(0, 0))
     after = (states(8, 1), states(0, 0))
-    table = direction_table(before, before, after, after)
+    table: Frame = direction_table(before, before, after, after)
     value = table.set_index(["layer", "read"])["auroc"]
     assert value[1, "before"] > 0.99 and value[1, "anew"] > 0.99
     assert 0.2 < value[1, "moved"] < 0.8 and abs(value[1, "cosine"]) < 0.3
@@ -476,7 +478,7 @@ def test_features_before_and_after_by_hand(chatty, moved, loaded):
     assert 0 <= found.shared <= 1
     same = difference(chatty, [(before, before) for before, _ in reads], rows)
     assert same.shared == pytest.approx(1) and not same.places
-    place = found.places[0]
+    place: dict[str, Any] = found.places[0]
     before, after = reads[place["row"]]
     change = (after.codes - before.codes)[before.own, place["feature"]].abs()
     where = rows[place["row"]].answer + place["place"]
@@ -504,7 +506,7 @@ def test_the_state_itself_brings_everything_back_and_its_codes_less(chatty, move
 def test_fine_tuning_learns_and_leaves_the_model_alone(chatty):
     rows = token_rows(chatty, TEXTS, request_length=60, response_length=20)
     before = [weight.clone() for weight in chatty.model.parameters()]
-    curve = tuned_curve(chatty, rows, rows, (0, 3), seed=0)
+    curve: Frame = tuned_curve(chatty, rows, rows, (0, 3), seed=0)
     means = curve.groupby("steps")["nll"].mean()
     assert means[3] < means[0]
     expected = response_nll(chatty, *zip(*((r.ids[: r.answer], r.ids[r.answer :]) for r in rows),

@@ -134,7 +134,8 @@ def test_of_harmful_prompts_nothing_is_kept(report, root):
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
             texts = table.select_dtypes(exclude="number").astype(str)
-            assert not texts.apply(lambda column: column.str.contains(SECRET)).any(axis=None), path
+            found = texts.apply(lambda column: column.str.contains(SECRET))
+            assert not found.to_numpy().any(), path
     cells = [run for run in find_runs(root / "tasks") if run.config.get("subject") == "harmful"]
     outputs = [run for run in cells if run.config["part"] == "outputs"]
     assert outputs

@@ -9,6 +9,7 @@ import torch
 from collapse_tree import long_llama, saved_llama
 from safetensors.torch import load_file
 
+from analyses.cells import Frame
 from analyses.circuit_breakers import training as training_module
 from analyses.circuit_breakers.losses import (
     RandomTarget,
@@ -19,7 +20,7 @@ from analyses.circuit_breakers.losses import (
     retain_loss,
     schedule,
 )
-from analyses.circuit_breakers.rows import Passage, batch_of, shared_tokens, token_rows
+from analyses.circuit_breakers.rows import Masking, Passage, batch_of, shared_tokens, token_rows
 from analyses.circuit_breakers.settings import RECIPES, Training
 from analyses.circuit_breakers.states import (
     LiveReference,
@@ -39,7 +40,7 @@ from analyses.circuit_breakers.training import (
 from probe.errors import Failure, UserError
 from probe.language import LanguageModel
 from probe.lora import Lora, adapter_tensors, lora_adapters, merged_adapter, save_adapter
-from probe.models import base_spec, is_adapter, load_model, weights_checksum
+from probe.models import base_spec, is_adapter, load_language_model, weights_checksum
 from saes.checkpoints import checkpoint_paths
 
 PASSAGES = [
@@ -177,7 +178,8 @@ def test_masking_leaves_out_padding_the_first_token_or_what_all_share(chatty):
     rows = token_rows(chatty, PASSAGES[:2], request_length=60, response_length=20)
     n, longest = len(rows[0].ids), len(rows[1].ids)
     assert n < longest
-    for masking, start in (("padding", 0), ("first", 1), ("shared", len("<user>"))):
+    starts: dict[Masking, int] = {"padding": 0, "first": 1, "shared": len("<user>")}
+    for masking, start in starts.items():
         batch = batch_of(rows, masking)
         assert batch.tokens.shape == (2, longest)
         counted = [start <= place < n for place in range(longest)]
@@ -302,7 +304,7 @@ def test_training_reroutes_and_leaves_the_model_as_it_was(chatty, tmp_path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert len(chatty.model.model.layers) == 2
-    log = pd.read_parquet(folder / LOG)
+    log: Frame = pd.read_parquet(folder / LOG)
     assert log["step"].tolist() == list(range(1, 61))
     last = log.iloc[-1]
     assert max(last["cb_cos_sim"], last["held_out_cos"]) < 0.3
@@ -361,7 +363,7 @@ def test_gradient_checkpointing_changes_nothing(chatty, tmp_path):
 
 @pytest.mark.parametrize("loss", ["rmu", "randc", "randp"])
 def test_the_alternatives_train(chatty, tmp_path, loss):
-    log = pd.read_parquet(trained(chatty, tmp_path, loss=loss, steps=3) / LOG)
+    log: Frame = pd.read_parquet(trained(chatty, tmp_path, loss=loss, steps=3) / LOG)
     assert log["rerouting_loss"].notna().all()
 
 
@@ -419,19 +421,19 @@ def test_merged_weights_give_what_adapters_give(chatty, tmp_path):
 
 def test_an_adapter_is_a_model_by_its_folder(tmp_path):
     spec = saved_llama(tmp_path / "base")
-    base = load_model(spec, dtype="float32")
+    base = load_language_model(spec, dtype="float32")
     with lora_adapters(base, Lora(layers=1, r=2, b_std=0.3), seed=1) as adapted:
         save_adapter(adapted, tmp_path / "adapter")
     folder = str(tmp_path / "adapter")
     assert is_adapter(folder)
     assert not is_adapter(spec)
     assert base_spec(folder) == spec
-    loaded, tokens = load_model(folder, dtype="float32"), torch.tensor([[5, 6, 7]])
+    loaded, tokens = load_language_model(folder, dtype="float32"), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(loaded.run(tokens), merged_adapter(base, folder).run(tokens))
     assert weights_checksum(folder) not in (None, weights_checksum(spec))
     with pytest.raises(UserError, match="means nothing on random weights"):
-        load_model(folder, random_weights=0)
+        load_language_model(folder, random_weights=0)
 
 
 def test_an_adapter_of_another_model_is_refused_in_one_sentence(chatty, llama, tmp_path):

@@ -62,9 +62,10 @@ def optimise_soft_prompt(
         say: called with 1 after each step.
     """
     prompts = with_soft_tokens(model, asked, SOFT_TOKENS)
-    embedding = model.model.get_input_embeddings().weight.detach()
+    embedding = model.model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding), "a word has a vector"
     start = model.tokenizer("x", add_special_tokens=False)["input_ids"][0]
-    soft = embedding[start].float().repeat(SOFT_TOKENS, 1).requires_grad_()
+    soft = embedding.weight.detach()[start].float().repeat(SOFT_TOKENS, 1).requires_grad_()
     optimiser = torch.optim.AdamW([soft], lr=SOFT_LR, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     kept, losses = {0: soft.detach().clone()} if 0 in budgets else {}, []

@@ -153,6 +153,6 @@ CONCEPTS = (
 )  # fmt: skip
 
 
-def find_concept(name: ConceptName) -> Concept:
+def find_concept(name: str) -> Concept:
     """The concept of that name."""
     return next(concept for concept in CONCEPTS if concept.name == name)

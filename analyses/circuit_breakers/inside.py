@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from analyses.cells import Frame
 from analyses.circuit_breakers.losses import cosines, lengths
 from analyses.circuit_breakers.rows import TokenRow, batch_of
 from analyses.circuit_breakers.states import run_states
@@ -94,4 +95,5 @@ def _profile(found: Sequence[Change]) -> pd.DataFrame:
                 }
             )
         )
-    return pd.concat(parts).groupby(["layer", "place"], as_index=False).mean()
+    together: Frame = pd.concat(parts)
+    return together.groupby(["layer", "place"], as_index=False).mean()

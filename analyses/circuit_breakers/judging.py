@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
+from analyses.cells import Frame
 from analyses.circuit_breakers.passages import Passages
 from probe.language import LanguageModel
 from probe.prompt_sets import Row
@@ -72,7 +73,7 @@ class Limits:
     """Share of repeated 4-grams."""
 
     @staticmethod
-    def of(measured: pd.DataFrame) -> "Limits":
+    def of(measured: Frame) -> "Limits":
         """The limits that 19 of 20 of the original model's own continuations keep."""
         return Limits(
             nll=float(measured["nll_original"].quantile(1 - ALLOWED)),

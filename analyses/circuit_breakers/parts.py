@@ -54,6 +54,7 @@ from analyses.circuit_breakers.probes import (
     THRESHOLDS,
     ProbeKind,
     Reading,
+    TokenStates,
     direction_table,
     fit_probe,
     layer_probes,
@@ -301,7 +302,9 @@ class Bench:
     def probe_layers(self) -> dict[ProbeKind, tuple[int, ...]]:
         """States that each kind of probe reads."""
         last = self.original.n_layers
-        chosen = {"linear": self.settings.probe_layers, "mlp": self.settings.mlp_layers}
+        chosen: dict[ProbeKind, tuple[int, ...]] = {
+            "linear": self.settings.probe_layers, "mlp": self.settings.mlp_layers
+        }  # fmt: skip
         return {
             kind: tuple(dict.fromkeys(min(layer, last) for layer in layers))
             for kind, layers in chosen.items()
@@ -327,27 +330,24 @@ class Bench:
         """What probes and a direction read, before and after: tables `probes`, `directions`."""
         self.say("probes")
         before, after = self._before, self._readings(broken)
+        four = (before["train"], before["test"], after["train"], after["test"])
 
-        def tokens(of: dict[str, tuple[Reading, Reading]], part: str, layer: int):
-            return tuple(reading.tokens[layer] for reading in of[part])
+        def tokens(pair: tuple[Reading, Reading], layer: int) -> tuple[TokenStates, TokenStates]:
+            return pair[0].tokens[layer], pair[1].tokens[layer]
 
         tables = [
             layer_probes(
-                kind, *(tokens(of, part, layer) for of in (before, after)
-                        for part in ("train", "test")),
-                seed=seed,
+                kind, tokens(four[0], layer), tokens(four[1], layer), tokens(four[2], layer),
+                tokens(four[3], layer), seed=seed,
             ).assign(layer=layer)
             for kind, layers in self.probe_layers.items()
             for layer in layers
         ]  # fmt: skip
-        ends = [
-            tuple(reading.ends for reading in of[part])
-            for of in (before, after)
-            for part in ("train", "test")
-        ]
-        return {"probes": pd.concat(tables), "directions": direction_table(*ends)}
+        ends = [(positive.ends, negative.ends) for positive, negative in four]
+        directions = direction_table(ends[0], ends[1], ends[2], ends[3])
+        return {"probes": pd.concat(tables), "directions": directions}
 
-    def detection(self, outputs: pd.DataFrame, seed: int) -> Tables:
+    def detection(self, outputs: Frame, seed: int) -> Tables:
         """A probe as the defence, beside rerouting: table `detection`, a row an attack and probe.
 
         The probe reads the original's answers; its threshold flags as many ordinary requests as
@@ -508,7 +508,7 @@ def ablations(training: Training) -> Mapping[str, tuple[Training, bool]]:
         "alpha 3": replace(training, alpha=3.0),
         "alpha 30": replace(training, alpha=30.0),
     }  # fmt: skip
-    targets = training.target_layers
+    targets = list(training.target_layers)
     if len(targets) > 1:
         one_by_one |= {
             f"layer {layer} alone": replace(training, target_layers=(layer,)) for layer in targets

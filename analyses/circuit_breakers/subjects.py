@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from analyses.circuit_breakers.concepts import Concept, ConceptName, find_concept
+from analyses.cells import Frame
+from analyses.circuit_breakers.concepts import Concept, find_concept
 from analyses.circuit_breakers.measured import HARMFUL
 from analyses.circuit_breakers.passages import Part, Passages, ordinary_passages
 from analyses.circuit_breakers.rows import Passage, TokenRow, token_rows
@@ -41,7 +42,7 @@ class Subject:
     @property
     def concept(self) -> Concept | None:
         """The concept; None for harmful prompts."""
-        return None if self.name == HARMFUL else find_concept(_name(self.name))
+        return None if self.name == HARMFUL else find_concept(self.name)
 
     def training_rows(self, model: LanguageModel, training: Training) -> TrainingRows:
         """Its passages as a training run takes them."""
@@ -71,10 +72,6 @@ def _shuffled(part: Part) -> Part:
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(0)).tolist()
     mixed = tuple(both[place] for place in order)
     return replace(part, concept=mixed[:n], ordinary=mixed[n:])
-
-
-def _name(name: str) -> ConceptName:
-    return find_concept(name).name  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------- harmful prompts
@@ -138,12 +135,12 @@ def words(prompt: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", prompt.lower()))
 
 
-def unique(prompts: Sequence[str]) -> list[str]:
+def unique(prompts: list[str]) -> list[str]:
     """The prompts without repeats of the same words."""
     return list({words(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
-def without_known(prompts: Sequence[str], known: Sequence[str]) -> list[str]:
+def without_known(prompts: list[str], known: list[str]) -> list[str]:
     """The prompts that share fewer than `ALIKE` of their words (Jaccard) with every known one."""
     seen = [words(prompt) for prompt in known]
 
@@ -154,9 +151,7 @@ def without_known(prompts: Sequence[str], known: Sequence[str]) -> list[str]:
     return [prompt for prompt in prompts if is_new(prompt)]
 
 
-def _divide(
-    prompts: Sequence[str], sizes: tuple[int, int], seed: int
-) -> tuple[list[str], list[str]]:
+def _divide(prompts: list[str], sizes: tuple[int, int], seed: int) -> tuple[list[str], list[str]]:
     """Two thirds for training and one for judging, near repeats left out of the latter."""
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     end = max(1, 2 * len(prompts) // 3)
@@ -170,7 +165,7 @@ def _divide(
     return train[: sizes[0]], test[: sizes[1]]
 
 
-def _some(prompts: Sequence[str], n: int, seed: int) -> list[str]:
+def _some(prompts: list[str], n: int, seed: int) -> list[str]:
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
     return [prompts[place] for place in order[:n].tolist()]
 
@@ -196,7 +191,7 @@ def passages_table(passages: Passages) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def passages_of(table: pd.DataFrame) -> Passages:
+def passages_of(table: Frame) -> Passages:
     """Passages out of `passages_table`."""
 
     def part(name: str) -> Part:

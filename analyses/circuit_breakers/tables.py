@@ -197,7 +197,8 @@ def probe_or_control(measured: Measured) -> pd.DataFrame:
         on = some["attack"].isin(ATTACKS)
         rows.append(
             {
-                "defence": f"{kind} probe", "threshold": how if how == "matched" else f"{threshold:.14g}",
+                "defence": f"{kind} probe",
+                "threshold": how if how == "matched" else f"{threshold:.14g}",
                 "ordinary and near misses flagged": float(some[~on]["flagged"].mean()),
                 "answers on the concept flagged": float(some[on]["flagged"].mean()),
             }
@@ -206,7 +207,7 @@ def probe_or_control(measured: Measured) -> pd.DataFrame:
         rows.append(
             {"defence": name, "threshold": "matched", "lets through": words(mean_interval(values))}
         )
-    kept = pd.concat([answers(measured, name, MAIN, subjects) for name in KEPT])
+    kept: Frame = pd.concat([answers(measured, name, MAIN, subjects) for name in KEPT])
     if len(kept):
         through = answers_of_words(measured, subjects)
         rows.append(
