@@ -23,8 +23,8 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
-def test_there_are_seven():
-    assert len(NOTEBOOKS) == 7
+def test_there_are_eight():
+    assert len(NOTEBOOKS) == 8
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -127,7 +127,7 @@ def train(
         if training.gradient_checkpointing:
             model.model.activation_checkpointing_enable({"use_reentrant": False})
         try:
-            trainer = _Trainer(model, adapted, rows, training, seed, references or References())
+            trainer = Trainer(model, adapted, rows, training, seed, references or References())
             trainer.resume(folder)
             on_step(trainer.done)
             while trainer.done < training.steps:
@@ -141,8 +141,11 @@ def train(
                 model.model.activation_checkpointing_disable()
 
 
-class _Trainer:
-    """The state of a run: adapters, their optimiser, steps done, the log."""
+class Trainer:
+    """The state of a run: adapters, their optimiser, steps done, the log.
+
+    The model has its first blocks alone (`states.first_blocks`) and its adapters for as long.
+    """
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from probe.errors import UserError
 from probe.runs import Run, git_commit, machine
 from tests.bench import (
     bench_step,
+    breakers,
     capture,
     clicks,
     collapse,
@@ -41,7 +42,8 @@ is set is read by the SAE (4,608 latents) at every token first. The map has 20,0
 are 64 x 64 pixels, 8 at once unless said otherwise, in float32; a capture writes a whole store,
 manifest included, and one without pictures stops each drawing after the last block. Clicks on
 images are with four SAEs of 512 features in memory, each on an image not drawn before. A collapse
-curve has two prompts of ones at each of some fifty lengths."""
+curve has two prompts of ones at each of some fifty lengths. A circuit-breaker step has 4 rows to be
+rerouted and 4 to be kept, of up to 128 tokens, and adapters on 21 of 30 blocks."""
 
 
 BENCHES = {
@@ -53,6 +55,7 @@ BENCHES = {
     "index": index.measure,
     "steering": steering.measure,
     "collapse": collapse.measure,
+    "breakers": breakers.measure,
     "clicks": clicks.measure,
     "map": map.measure,
     "image_clicks": image_clicks.measure,
