@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from breaker_tree import prompts_of, untrained_sae, write_lines
 from collapse_tree import long_llama
 
 from analyses.cells import Frame
@@ -63,10 +64,7 @@ from probe.errors import UserError
 from probe.generation import GenerateConfig, generate, generate_many
 from probe.language import LanguageModel
 from probe.prompt_sets import read_prompts
-from probe.runs import Run
-from saes.activations import TopK
-from saes.folder import load_sae, save_sae
-from saes.models import SaeConfig, SparseAutoencoder
+from saes.folder import load_sae
 from saes.recipe_saes import LoadedSae
 
 
@@ -116,17 +114,6 @@ def test_ordinary_passages_are_other_topics_for_judging_and_no_kindred_ones():
     assert all(p.topic in p.request and p.response for p in train)
     with pytest.raises(UserError, match="ask for fewer"):
         ordinary_passages(10**6, trained=True)
-
-
-def write_lines(path, prompts, label=None):
-    rows = [{"prompt": prompt} | ({"label": label} if label else {}) for prompt in prompts]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-def prompts_of(start, n):
-    words = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa")
-    return [f"{start} {words[i]} {words[(3 * i + 1) % 10]} number{i}" for i in range(n)]
 
 
 @pytest.fixture
@@ -453,19 +440,7 @@ def test_directions_before_and_after():
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> LoadedSae:
     """An SAE of the last block's output with random weights."""
-    generator = torch.Generator().manual_seed(0)
-    made = SparseAutoencoder(SaeConfig(d_in=32, d_sae=48, activation=TopK(k=6)))
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
-    described = {
-        "kind": "sae", "site": "resid_post.1",
-        "model": {"spec": "tiny", "random_weights": None, "dtype": "float32"},
-    }  # fmt: skip
-    run = Run.create(tmp_path_factory.mktemp("saes"), "tiny", described)
-    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}
-    save_sae(made, run.path, metadata=metadata, golden_x=torch.randn(4, 32, generator=generator))
-    run.finish(summary={}, inputs={}, seeds={}, device="cpu")
+    run = untrained_sae(tmp_path_factory.mktemp("saes"), "tiny")
     return LoadedSae(run=run, sae=load_sae(run.path), site="resid_post.1")
 
 

@@ -1,35 +1,23 @@
 """The circuit-breaker study on a tiny model: it runs, is kept, and refuses what makes no sense."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+from breaker_tree import SECRET, SMALL, small, untrained_sae, write_files
 from collapse_tree import saved_llama
-from test_breaking import prompts_of, write_lines
 
 from analyses.circuit_breakers import measured as measured_module
 from analyses.circuit_breakers import study
-from analyses.circuit_breakers.measured import PARTS, Config, Settings, settle
+from analyses.circuit_breakers.measured import PARTS, Config, settle
 from analyses.circuit_breakers.parts import ablations
 from analyses.circuit_breakers.settings import RECIPES
 from analyses.report import read_report
 from probe.errors import Failure, UserError
 from probe.models import load_language_model
-from probe.runs import Run, find_runs
-from saes.activations import TopK
-from saes.folder import save_sae
-from saes.models import SaeConfig, SparseAutoencoder
-
-SMALL = Settings(
-    concepts=("recipes", "place"), seeds=2, train=5, test=3, tokens=6, soft_steps=(0, 2),
-    tuning_steps=(0, 1), turns=(0, 1), texts=2, questions=2, probe_layers=(1, 2), mlp_layers=(1,),
-    deep_seeds=1, ablation_seeds=1,
-)  # fmt: skip
-SECRET = "unmistakable"
+from probe.runs import find_runs
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +32,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae(spec, root) -> str:
-    made = SparseAutoencoder(SaeConfig(d_in=32, d_sae=48, activation=TopK(k=4)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
-    described = {
-        "kind": "sae", "site": "resid_post.1",
-        "model": {"spec": spec, "random_weights": None, "dtype": "float32"},
-    }  # fmt: skip
-    run = Run.create(root / "saes", "tiny-resid_post.1", described)
-    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}
-    save_sae(made, run.path, metadata=metadata, golden_x=torch.randn(4, 32, generator=generator))
-    run.finish(summary={}, inputs={}, seeds={}, device="cpu")
-    return run.path.name
+    return untrained_sae(root / "saes", spec).path.name
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prompts")
-    question = {"question": "Q", "choices": ["x", "y"], "labels": ["A", "B"], "answer": "B"}
-    (folder / "choices.jsonl").write_text("\n".join([json.dumps(question)] * 3))
-    harmful = [f"{SECRET} {prompt}" for prompt in prompts_of("bad", 9)]
-    return {
-        "harmful": write_lines(folder / "harmful.jsonl", harmful),
-        "ordinary": write_lines(folder / "ordinary.jsonl", prompts_of("plain", 9)),
-        "near_misses": write_lines(folder / "near.jsonl", prompts_of("near", 9)),
-        "choices": folder / "choices.jsonl",
-    }
-
-
-def small(spec: str, **changes) -> Config:
-    config = Config(
-        model=spec, device="cpu", target_layers=(1,), steps=3, batch=2, lora_r=2, b_std=0.1
-    )
-    return dataclasses.replace(config, **changes)
+    return write_files(tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="module")
