@@ -154,4 +154,5 @@ def _peft_is_quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         warnings.filterwarnings("ignore", message="Could not find a config file.*")
         warnings.filterwarnings("ignore", message="Unable to fetch remote file.*")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         yield

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from breaker_tree import SECRET, SMALL, small, untrained_sae, write_files
 from collapse_tree import saved_llama
 
@@ -18,6 +19,8 @@ from analyses.report import read_report
 from probe.errors import Failure, UserError
 from probe.models import load_language_model
 from probe.runs import find_runs
+from saes.recipes import read_recipe
+from saes.steering import prepare
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,18 @@ def test_broken_models_are_models(report, root, spec):
     for folder in report.numbers["adapters"].values():
         assert load_language_model(str(root / folder), dtype="float32").n_layers == 2
     assert len(report.numbers["adapters"]) == 6
+
+
+def test_recipes_put_lost_features_back_into_the_broken_model(report, root, sae):
+    folder = next((root / "reports" / "circuit-breakers").iterdir()) / "recipes"
+    names = {path.name for path in folder.glob("*.json")}
+    assert {f"recipes-0-{sae}.json", f"place-0-{sae}.json"} <= names
+    recipe = read_recipe(folder / f"recipes-0-{sae}.json")
+    steering = prepare(recipe, root=root)
+    tokens = torch.tensor([5, 6, 7, 8])
+    assert torch.isfinite(steering.next_token(tokens, steering.edits(tokens))).all()
+    changed = steering.next_token(tokens, steering.edits(tokens))
+    assert not torch.equal(changed, steering.next_token(tokens, ()))
 
 
 def test_of_harmful_prompts_nothing_is_kept(report, root):

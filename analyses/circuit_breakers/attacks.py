@@ -80,7 +80,7 @@ def optimise_soft_prompt(
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                losses.append(float(loss))
+                losses.append(loss.item())
                 if step in budgets:
                     kept[step] = soft.detach().clone()
                 say(1)

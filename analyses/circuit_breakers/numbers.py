@@ -87,7 +87,9 @@ def prompt_means(
 def relative_fall(
     before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> Estimate:
-    """1 - mean(after) / mean(before) with a percentile bootstrap over paired units."""
+    """1 - mean(after) / mean(before) with a percentile bootstrap over paired units; nan of 0."""
+    if not before.any():
+        return Estimate(value=float("nan"), low=None, high=None, n=len(before))
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(before), size=(N_RESAMPLES, len(before)))
     means = before[chosen].mean(1)

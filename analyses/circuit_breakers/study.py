@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from analyses.benchmark import find_sae
 from analyses.cells import Tables, kept, kept_run
 from analyses.circuit_breakers.capability import read_choices
+from analyses.circuit_breakers.features import readding
 from analyses.circuit_breakers.figures import figures
 from analyses.circuit_breakers.findings import numbers, verdicts
 from analyses.circuit_breakers.measured import (
@@ -54,6 +55,7 @@ from probe.sites import parse_site
 from saes.folder import load_sae
 from saes.memory import keep_freed_memory
 from saes.recipe_saes import LoadedSae, sae_reference
+from saes.recipes import write_recipe
 
 __all__ = ["Config", "estimate", "figures", "measure", "run"]
 
@@ -277,8 +279,8 @@ class _Study:
             subject = _harmful(config, self.settings)
             if subject.dropped:
                 self.notes.append(
-                    f"{subject.dropped} harmful prompts of {config.harmful_test} were left out "
-                    f"because {config.harmful} has them too, or nearly."
+                    f"{subject.dropped} prompts were left out of those to judge on because "
+                    "training has them too, or nearly (70 % of their words)."
                 )
             self.bar.update()
             return subject
@@ -526,9 +528,30 @@ def run(config: Config, root: Path) -> Run:
     folder = Run.create(root / "reports" / "circuit-breakers", model_name(config.model), asked)
     with folder.lock():
         if not folder.complete:
-            report = make_report(measure(config, root))
+            measured = measure(config, root)
+            write_recipes(measured, root, folder.path / "recipes")
+            report = make_report(measured)
             report.write(folder, inputs=saes, seeds={"seeds": settings.seeds})
     return folder
+
+
+def write_recipes(measured: Measured, root: Path, folder: Path) -> None:
+    """Recipes that put the most lost features back, for every broken model they were found in:
+    `lorgnette steer` runs them."""
+    table = measured.table("features")
+    if not len(table):
+        return
+    for (subject, seed, sae), rows in table[table["kind"] == "lost"].groupby(
+        ["subject", "seed", "sae"]
+    ):
+        adapter = root / measured.adapters[f"{subject}, seed {seed}"]
+        run = find_sae(str(sae), root)
+        loaded = LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+        ordered = rows.sort_values("rank")
+        recipe = readding(
+            str(adapter), loaded, ordered["feature"].tolist(), ordered["original"].tolist()
+        )
+        write_recipe(recipe, folder / f"{subject}-{seed}-{sae}.json")
 
 
 def make_report(measured: Measured) -> Report:

@@ -109,12 +109,14 @@ def harmful_subject(
                 f"{len(shared)} prompts are in {harmful} and among the {other}; leave each in one "
                 "of them."
             )
-    divided = {name: _divide(prompts, sizes, seed) for name, prompts in sets.items()}
-    dropped = 0
+    divided, dropped = {}, 0
+    for name, prompts in sets.items():
+        train, test, repeats = _divide(prompts, seed)
+        divided[name], dropped = (train[: sizes[0]], test[: sizes[1]]), dropped + repeats
     if harmful_test is not None:
         test = unique(read_prompts(harmful_test, leave_out=SAFE_LABELS))
         new = without_known(test, divided["harmful"][0])
-        dropped = len(test) - len(new)
+        dropped += len(test) - len(new)
         if not new:
             raise UserError(f"every prompt of {harmful_test} is in {harmful} too; give others.")
         divided["harmful"] = (divided["harmful"][0], _some(new, sizes[1], seed))
@@ -151,18 +153,19 @@ def without_known(prompts: list[str], known: list[str]) -> list[str]:
     return [prompt for prompt in prompts if is_new(prompt)]
 
 
-def _divide(prompts: list[str], sizes: tuple[int, int], seed: int) -> tuple[list[str], list[str]]:
-    """Two thirds for training and one for judging, near repeats left out of the latter."""
+def _divide(prompts: list[str], seed: int) -> tuple[list[str], list[str], int]:
+    """Two thirds for training and one for judging, and how many near repeats were left out of the
+    latter."""
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     end = max(1, 2 * len(prompts) // 3)
-    train = [prompts[place] for place in order[:end]]
-    test = without_known([prompts[place] for place in order[end:]], train)
+    train, rest = [prompts[place] for place in order[:end]], [prompts[p] for p in order[end:]]
+    test = without_known(rest, train)
     if not test:
         raise UserError(
             f"{len(prompts)} different prompts are too few to train on some and judge on others; "
             "give more."
         )
-    return train[: sizes[0]], test[: sizes[1]]
+    return train, test, len(rest) - len(test)
 
 
 def _some(prompts: list[str], n: int, seed: int) -> list[str]:

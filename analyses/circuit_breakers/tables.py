@@ -189,35 +189,43 @@ def _crossed(values: np.ndarray) -> Estimate | None:
 def probe_or_control(measured: Measured) -> pd.DataFrame:
     """A probe as the defence at every threshold, beside rerouting."""
     table, subjects = measured.table("detection"), concepts(measured)
-    if not len(table) or not subjects:
+    if not len(table):
         return pd.DataFrame()
+    groups = {"concepts": subjects, "harmful prompts": [HARMFUL]}
     rows = []
-    chosen = table[table["subject"].isin(subjects)]
-    for (kind, how, threshold), some in _by_threshold(chosen):
-        on = some["attack"].isin(ATTACKS)
-        rows.append(
-            {
-                "defence": f"{kind} probe",
-                "threshold": how if how == "matched" else f"{threshold:.14g}",
-                "ordinary and near misses flagged": float(some[~on]["flagged"].mean()),
-                "answers on the concept flagged": float(some[on]["flagged"].mean()),
-            }
-        )  # fmt: skip
+    for group, of in groups.items():
+        chosen = table[table["subject"].isin(of)]
+        for (kind, how, threshold), some in _by_threshold(chosen):
+            on = some["attack"].isin(ATTACKS)
+            rows.append(
+                {
+                    "against": group, "defence": f"{kind} probe",
+                    "threshold": how if how == "matched" else f"{threshold:.14g}",
+                    "ordinary and near misses flagged": float(some[~on]["flagged"].mean()),
+                    "answers flagged": float(some[on]["flagged"].mean()),
+                }
+            )  # fmt: skip
     for name, values in let_through(measured, subjects).items():
         rows.append(
-            {"defence": name, "threshold": "matched", "lets through": words(mean_interval(values))}
-        )
-    kept: Frame = pd.concat([answers(measured, name, MAIN, subjects) for name in KEPT])
-    if len(kept):
-        through = answers_of_words(measured, subjects)
-        rows.append(
             {
-                "defence": "rerouting", "threshold": "-",
-                "ordinary and near misses flagged": float(1 - kept["coherent"].mean()),
-                "lets through": words(through),
+                "against": "concepts", "defence": name, "threshold": "matched",
+                "lets through": words(mean_interval(values)),
             }
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows + _rerouting_row(measured, subjects))
+
+
+def _rerouting_row(measured: Measured, subjects: list[str]) -> list[dict[str, object]]:
+    kept: Frame = pd.concat([answers(measured, name, MAIN, subjects) for name in KEPT])
+    if not len(kept):
+        return []
+    return [
+        {
+            "against": "concepts", "defence": "rerouting", "threshold": "-",
+            "ordinary and near misses flagged": float(1 - kept["coherent"].mean()),
+            "lets through": words(answers_of_words(measured, subjects)),
+        }
+    ]  # fmt: skip
 
 
 def _by_threshold(table: Frame) -> Iterator[tuple[tuple[str, str, float], Frame]]:
