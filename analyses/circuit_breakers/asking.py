@@ -22,7 +22,8 @@ from probe.prompt_sets import Row, has_template, write_rows
 from probe.sites import Site
 from probe.tokens import Turn, read_chat
 
-ROWS_AT_ONCE = 24
+TOKENS_AT_ONCE = 4096
+"""Tokens in one pass, padding counted; rows of like length go together."""
 SHOTS = 2
 """Requests with responses in front of the one that is asked, in a few-shot prompt."""
 MAX_CONTEXT = 60
@@ -52,28 +53,40 @@ class Ask:
 
     def continuations(self, prompts: Sequence[Row], tokens: int) -> list[Row]:
         """What the model goes on with, greedily, in at most so many tokens."""
-        found: list[Row] = []
+        found: dict[int, Row] = {}
+        config = GenerateConfig(max_new_tokens=tokens)
         with self.forces():
-            for start in range(0, len(prompts), ROWS_AT_ONCE):
-                some = prompts[start : start + ROWS_AT_ONCE]
-                config = GenerateConfig(max_new_tokens=tokens)
-                done = generate_many(self.model, some, config=config)
-                found += [tuple(one.tokens.tolist()) for one in done]
-        return found
+            for numbers in packed([len(prompt) + tokens for prompt in prompts]):
+                done = generate_many(self.model, [prompts[n] for n in numbers], config=config)
+                found |= {
+                    n: tuple(one.tokens.tolist()) for n, one in zip(numbers, done, strict=True)
+                }
+        return [found[n] for n in range(len(prompts))]
 
     def reading(
         self, prompts: Sequence[Row], continuations: Sequence[Row]
     ) -> list[Float[Tensor, "_ v"]]:
         """Log-probabilities over the vocabulary at each token of each continuation, float32 on the
         CPU; rows of no token for an empty continuation."""
-        found = []
+        found: dict[int, Tensor] = {}
+        pairs = list(zip(prompts, continuations, strict=True))
         with torch.no_grad(), self.forces():
-            pairs = list(zip(prompts, continuations, strict=True))
-            for start in range(0, len(pairs), ROWS_AT_ONCE):
-                some = pairs[start : start + ROWS_AT_ONCE]
-                logits = answer_logits(self.model, some)
-                found += [rows.float().log_softmax(-1).cpu() for rows in logits]
-        return found
+            for numbers in packed([len(prompt) + len(answer) for prompt, answer in pairs]):
+                logits = answer_logits(self.model, [pairs[n] for n in numbers])
+                found |= {
+                    n: rows.float().log_softmax(-1).cpu()
+                    for n, rows in zip(numbers, logits, strict=True)
+                }
+        return [found[n] for n in range(len(pairs))]
+
+
+def packed(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows in batches of like length, each of at most `TOKENS_AT_ONCE` tokens."""
+    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
+    while order:
+        size = max(1, TOKENS_AT_ONCE // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
 
 
 def answer_logits(

@@ -5,6 +5,7 @@
 - multiple choice: the choice whose text is likeliest a token, after the question.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.prompt_sets import Row
 
-CONTEXT = 256
+CONTEXT, QUESTIONS_AT_ONCE = 256, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +122,20 @@ def multiple_choice(
     model: LanguageModel, choices: Sequence[Choice], say: Callable[[int], None] = lambda _: None
 ) -> Float[np.ndarray, " n"]:
     """1 where the model's likeliest choice a token is the right one, else 0."""
-    found = []
-    for one in choices:
-        prompt = _text_ids(model, f"Question: {one.question}\nAnswer:")
-        prompt = (model.separator_id, *prompt)
-        answers = [_text_ids(model, f" {choice}") for choice in one.choices]
-        rows = Ask(model=model).reading([prompt] * len(answers), answers)
-        pairs = zip(rows, answers, strict=True)
-        scores = [float(row[range(len(a)), list(a)].mean()) for row, a in pairs]
-        found.append(float(int(np.argmax(scores)) == one.answer))
-        say(1)
+    found: list[float] = []
+    for start in range(0, len(choices), QUESTIONS_AT_ONCE):
+        some = choices[start : start + QUESTIONS_AT_ONCE]
+        prompts, answers = [], []
+        for one in some:
+            prompt = _text_ids(model, f"Question: {one.question}\nAnswer:")
+            prompts += [(model.separator_id, *prompt)] * len(one.choices)
+            answers += [_text_ids(model, f" {choice}") for choice in one.choices]
+        rows = iter(zip(Ask(model=model).reading(prompts, answers), answers, strict=True))
+        for one in some:
+            pairs = itertools.islice(rows, len(one.choices))
+            scores = [float(row[range(len(a)), list(a)].mean()) for row, a in pairs]
+            found.append(float(int(np.argmax(scores)) == one.answer))
+        say(len(some))
     return np.array(found)
 
 

@@ -146,7 +146,7 @@ PRESETS = {
     "full": Settings(
         concepts=("recipes", "french", "place"), seeds=3, train=80, test=12, tokens=48,
         soft_steps=(0, 10, 40), tuning_steps=(0, 2, 5, 10), turns=(0, 1, 2, 4), texts=24,
-        questions=100, probe_layers=(5, 10, 15, 20, 25, 30), mlp_layers=(15, 30), deep_seeds=1,
+        questions=60, probe_layers=(5, 10, 15, 20, 25, 30), mlp_layers=(15, 30), deep_seeds=1,
         ablation_seeds=3,
     ),
 }  # fmt: skip

@@ -4,6 +4,7 @@ Every row says its `subject`, and the `run` (a seed, or an ablation's name and s
 adds. Rows of the original model are measured once a subject.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -135,10 +136,14 @@ class Bench:
     def answers(self) -> dict[str, list[Row]]:
         """What the original model goes on with, by attack; kept in memory alone."""
         self.say("the original's answers")
-        ask = Ask(model=self.original)
+        return self._written(Ask(model=self.original))
+
+    def _written(self, ask: Ask) -> dict[str, list[Row]]:
+        """What a model goes on with, by attack."""
+        prompts = [one.ids for asked in self.asked.values() for one in asked]
+        written = iter(ask.continuations(prompts, self.settings.tokens))
         return {
-            name: ask.continuations([one.ids for one in asked], self.settings.tokens)
-            for name, asked in self.asked.items()
+            name: list(itertools.islice(written, len(asked))) for name, asked in self.asked.items()
         }
 
     @cached_property
@@ -170,9 +175,11 @@ class Bench:
 
     def outputs(self, model: LanguageModel, seed: int) -> Tables:
         """Answers under every attack (`outputs`) and soft tokens at growing budgets (`soft`)."""
+        ask, original = Ask(model=model), model is self.original
+        self.say("answers")
+        written = self.answers if original else self._written(ask)
         tables = [
-            self._answered(model, name, Ask(model=model), asked)
-            for name, asked in self.asked.items()
+            self._answered(name, ask, asked, written[name]) for name, asked in self.asked.items()
         ]
         if self.subject.concept is None:
             return {"outputs": pd.concat(tables).drop(columns="text")}
@@ -180,7 +187,7 @@ class Bench:
         prompts = with_soft_tokens(self.original, self.asked["none"], SOFT_TOKENS)
         budgets = [self._soft_row(model, soft, steps, prompts) for steps, soft in found.items()]
         last = Ask(model=model, soft=found[max(found)])
-        tables.append(self._answered(model, "soft tokens", last, prompts))
+        tables.append(self._answered("soft tokens", last, prompts))
         self.say("steering")
         train = self.subject.passages.train
         vectors = steering_vectors(
@@ -190,17 +197,17 @@ class Bench:
         for coefficient in COEFFICIENTS:
             ask = steered(model, vectors, coefficient)
             name = f"steering {coefficient:g}"
-            tables.append(self._answered(model, name, ask, self.asked["none"]))
+            tables.append(self._answered(name, ask, self.asked["none"]))
         return {"outputs": pd.concat(tables), "soft": pd.concat(budgets)}
 
     def _answered(
-        self, model: LanguageModel, name: str, ask: Ask, asked: Sequence[Asked]
+        self, name: str, ask: Ask, asked: Sequence[Asked], given: list[Row] | None = None
     ) -> pd.DataFrame:
         """Answers to prompts: what they are like, and how likely the original's answers are."""
         self.say(f"answers: {name}")
         prompts = [one.ids for one in asked]
-        plainly = model is self.original and name in self.answers
-        given = self.answers[name] if plainly else ask.continuations(prompts, self.settings.tokens)
+        if given is None:
+            given = ask.continuations(prompts, self.settings.tokens)
         found = judged(self._measured(ask, prompts, given), self.limits, self.judge)
         expected = self.answers.get(name, self.answers["none"])
         if given is expected:
