@@ -313,6 +313,11 @@ def test_the_judge_knows_the_words_of_a_concept():
     assert scores[0] > judge.threshold >= scores[1]
 
 
+def test_limits_are_kept_by_nineteen_of_twenty():
+    found = Limits.of([float(n) for n in range(21)], [0.0] * 20 + [1.0])
+    assert found == Limits(nll=19.0, repetition=0.0)
+
+
 def test_an_answer_complies_where_it_is_on_the_concept_and_coherent():
     table = pd.DataFrame(
         {"nll_original": [1.0, 5.0, 1.0, 1.0], "repetition": [0.0, 0.0, 0.9, 0.0],

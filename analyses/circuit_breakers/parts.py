@@ -48,7 +48,7 @@ from analyses.circuit_breakers.features import (
     read_row,
 )
 from analyses.circuit_breakers.inside import change_tables
-from analyses.circuit_breakers.judging import Judge, Limits, judged, mean_nll, measures
+from analyses.circuit_breakers.judging import Judge, Limits, judged, mean_nll, measures, repetition
 from analyses.circuit_breakers.measured import Settings
 from analyses.circuit_breakers.passages import ordinary_passages
 from analyses.circuit_breakers.probes import (
@@ -154,11 +154,15 @@ class Bench:
     @cached_property
     def limits(self) -> Limits:
         """Up to where a continuation counts as coherent."""
-        found = [
-            self._measured(Ask(model=self.original), [a.ids for a in self.asked[name]], answers)
-            for name, answers in self.answers.items()
+        pairs = [
+            (rows, tokens)
+            for name, (_, responses) in self._responses.items()
+            for rows, tokens in zip(self._read_responses[name], responses, strict=True)
         ]
-        return Limits.of(pd.concat(found))
+        return Limits.of(
+            [mean_nll(rows, tokens) for rows, tokens in pairs],
+            [repetition(tokens) for answers in self.answers.values() for tokens in answers],
+        )
 
     def _measured(
         self, ask: Ask, prompts: Sequence[Row], continuations: Sequence[Row]

@@ -396,7 +396,7 @@ class _Study:
     def _of_original(self, bench: Bench) -> Iterator[tuple[str, pd.DataFrame]]:
         if "outputs" in self.config.parts:
             yield from self._measured(
-                bench, "outputs", self._settled("test", "tokens", "soft_steps"),
+                bench, "outputs", JUDGING | self._settled("test", "tokens", "soft_steps"),
                 lambda: bench.outputs(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
         if "robustness" in self.config.parts:
@@ -422,7 +422,7 @@ class _Study:
         asked = {"adapter": sha256_file(folder / "adapter_model.safetensors")}
         wanted: dict[str, tuple[dict[str, Any], Callable[[], Tables]]] = {
             "outputs": (
-                self._settled("test", "tokens", "soft_steps"),
+                JUDGING | self._settled("test", "tokens", "soft_steps"),
                 lambda: bench.outputs(broken(), seed),
             ),
             "capability": (
@@ -460,7 +460,7 @@ class _Study:
         self, bench: Bench, asked: dict[str, Any], outputs: pd.DataFrame, seed: int
     ) -> Iterator[tuple[str, pd.DataFrame]]:
         """The probe as the defence; a cell of its own, since it needs the outputs."""
-        settled = self._settled("test", "tokens", "mlp_layers")
+        settled = JUDGING | self._settled("test", "tokens", "mlp_layers")
         tables = self._kept(
             "detection", bench.subject.name,
             asked | settled | {"passages": rows_digest_of(bench)},
@@ -492,6 +492,8 @@ class _Study:
                 yield ("ablation_layers" if table == "layers" else table), rows
 
 
+JUDGING = {"coherent": "as likely as drawn responses, as repetitive as greedy ones"}
+"""How answers are judged, in the question of a cell that holds judgements."""
 DEEP = ("robustness",)
 """Parts that, beside `features`, are measured of the first `deep_seeds` runs alone."""
 STATES = "states.safetensors"
