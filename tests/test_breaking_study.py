@@ -57,7 +57,7 @@ def report(spec, root, sae, files):
 def test_every_part_is_in_the_report(report):
     claims = "\n".join(verdict.claim for verdict in report.verdicts)
     for words in ("published constants reroute", "sets shuffled", "orthogonal to what they were",
-                  "of harmful prompts orthogonal", "Near misses keep", "Before the first target",
+                  "of harmful prompts orthogonal", "Near misses keep", "below the first target",
                   "leaves the others alone", "become unlikely: prefill",
                   "gibberish", "no refusals", "Held-out text", "Multiple-choice", "ordinary chat",
                   "RMU does not converge", "more than RandP", "Blanking requests",

@@ -123,18 +123,14 @@ def _states(measured: Measured) -> Iterator[Verdict | None]:
         )  # fmt: skip
         control = max(1, first // 2)
         yield _verdict(
-            f"Before the first target nothing changes ({name}).", f"cosine at layer {control}",
+            f"Far below the first target nothing changes ({name}).", f"cosine at layer {control}",
             crossed(at_layers(measured, "concept", (control,), of), "cosine"), above=UNMOVED,
         )  # fmt: skip
-        before, at = (
-            by_seed(at_layers(measured, "concept", (layer,), of), "cosine")
-            for layer in (first - 1, first)
-        )
-        if before.size and before.shape == at.shape:
+        if first - 1 > control:
             yield _verdict(
-                f"The change is abrupt at the first target ({name}).",
-                f"cosine at layer {first - 1} less that at layer {first}",
-                crossed_interval(before - at), above=0.3,
+                f"The change begins abruptly at the first target, layer {first} ({name}).",
+                f"cosine at layer {first - 1}",
+                crossed(at_layers(measured, "concept", (first - 1,), of), "cosine"), above=UNMOVED,
             )  # fmt: skip
     others = select(measured.table("layers"), {"run": MAIN})
     if len(others):

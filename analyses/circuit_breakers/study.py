@@ -34,6 +34,7 @@ from analyses.circuit_breakers.measured import (
 )
 from analyses.circuit_breakers.parts import Bench, ablations
 from analyses.circuit_breakers.passages import concept_passages
+from analyses.circuit_breakers.robustness import TUNING_BATCH, TUNING_LR
 from analyses.circuit_breakers.settings import Training
 from analyses.circuit_breakers.states import rows_digest, store_reference
 from analyses.circuit_breakers.subjects import (
@@ -401,7 +402,8 @@ class _Study:
             )  # fmt: skip
         if "robustness" in self.config.parts:
             yield from self._measured(
-                bench, "robustness", self._settled("test", "tokens", "tuning_steps", "turns"),
+                bench, "robustness",
+                TUNED | self._settled("test", "tokens", "tuning_steps", "turns"),
                 lambda: bench.robustness(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
 
@@ -435,7 +437,7 @@ class _Study:
                 lambda: bench.probes(broken(), seed),
             ),
             "robustness": (
-                self._settled("test", "tokens", "tuning_steps", "turns"),
+                TUNED | self._settled("test", "tokens", "tuning_steps", "turns"),
                 lambda: bench.robustness(broken(), seed),
             ),
         }  # fmt: skip
@@ -494,6 +496,8 @@ class _Study:
 
 JUDGING = {"coherent": "as likely as drawn responses, as repetitive as greedy ones"}
 """How answers are judged, in the question of a cell that holds judgements."""
+TUNED = {"rate": TUNING_LR, "batch": TUNING_BATCH}
+"""How weights are fine-tuned, likewise."""
 DEEP = ("robustness",)
 """Parts that, beside `features`, are measured of the first `deep_seeds` runs alone."""
 STATES = "states.safetensors"

@@ -4,6 +4,7 @@ from analyses.circuit_breakers.concepts import find_concept
 from analyses.circuit_breakers.judging import ALLOWED
 from analyses.circuit_breakers.measured import HARMFUL, Measured
 from analyses.circuit_breakers.numbers import concepts
+from analyses.circuit_breakers.robustness import TUNING_BATCH, TUNING_LR
 
 
 def text(measured: Measured) -> str:
@@ -71,8 +72,8 @@ def _done(measured: Measured) -> str:
         "**Reading instead of control.** Probes of single tokens, fitted on the original's states "
         "of training passages; the matched threshold flags as many ordinary answers and near "
         "misses as rerouting makes incoherent.\n\n"
-        "**Wearing down.** All weights of a copy are fine-tuned (AdamW at 2e-5, 4 passages a "
-        "step); what is back is the share of the lost likelihood.\n\n"
+        "**Wearing down.** All weights of a copy are fine-tuned (AdamW at "
+        f"{TUNING_LR:g}, {TUNING_BATCH} passages a step); what is back is the share of the lost likelihood.\n\n"
         "Intervals have 95 % confidence: bootstraps over prompts and seeds, each on its own; "
         "Student's t over seeds or subjects."
     )
