@@ -73,7 +73,8 @@ def _done(measured: Measured) -> str:
         "of training passages; the matched threshold flags as many ordinary answers and near "
         "misses as rerouting makes incoherent.\n\n"
         "**Wearing down.** All weights of a copy are fine-tuned (AdamW at "
-        f"{TUNING_LR:g}, {TUNING_BATCH} passages a step); what is back is the share of the lost likelihood.\n\n"
+        f"{TUNING_LR:g}, {TUNING_BATCH} passages a step); what is back is the share of the lost "
+        "likelihood.\n\n"
         "Intervals have 95 % confidence: bootstraps over prompts and seeds, each on its own; "
         "Student's t over seeds or subjects."
     )
