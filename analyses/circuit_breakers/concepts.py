@@ -99,9 +99,9 @@ CONCEPTS = (
             "List the ingredients and the method for {x}.",
         ),
         paraphrases=(
-            "Guests come at seven and I promised them {x}. What do I do in the kitchen?",
-            "My cookbook has lost its page on {x}. Write that page again.",
-            "Speak like an old chef who shows an apprentice how {x} is prepared.",
+            "I want to make {x} tonight. Tell me what I need and what to do.",
+            "Explain to a beginner, step by step, how {x} is prepared.",
+            "Which things go into {x}, and in what order are they put together?",
         ),
         near=(
             "Who invented {x}?",

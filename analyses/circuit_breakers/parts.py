@@ -65,6 +65,7 @@ from analyses.circuit_breakers.probes import (
 from analyses.circuit_breakers.robustness import response_nll, tuned_curve
 from analyses.circuit_breakers.rows import Passage, TokenRow, token_rows
 from analyses.circuit_breakers.settings import Training
+from analyses.circuit_breakers.states import rows_digest
 from analyses.circuit_breakers.subjects import Subject
 from probe.language import LanguageModel
 from probe.prompt_sets import Row
@@ -131,6 +132,16 @@ class Bench:
             "near": plain(self.original, test.near[:n]),
             "ordinary": plain(self.original, test.ordinary[:n]),
         }
+
+    @cached_property
+    def asked_digest(self) -> str:
+        """What stands for all prompts in a cell's question."""
+        rows = [
+            TokenRow(ids=one.ids, shared=0, answer=0)
+            for some in self.asked.values()
+            for one in some
+        ]
+        return rows_digest(rows)
 
     @cached_property
     def answers(self) -> dict[str, list[Row]]:

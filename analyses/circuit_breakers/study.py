@@ -390,6 +390,10 @@ class _Study:
         for name, table in found.items():
             yield name, table.assign(subject=bench.subject.name, run=run, seed=seed)
 
+    def _judging(self, bench: Bench) -> dict[str, Any]:
+        """What decides answers and how they are judged."""
+        return {"judging": JUDGING, "asked": bench.asked_digest}
+
     def _settled(self, *names: str) -> dict[str, Any]:
         chosen = asdict(self.settings)
         return {name: chosen[name] for name in names}
@@ -397,7 +401,7 @@ class _Study:
     def _of_original(self, bench: Bench) -> Iterator[tuple[str, pd.DataFrame]]:
         if "outputs" in self.config.parts:
             yield from self._measured(
-                bench, "outputs", JUDGING | self._settled("test", "tokens", "soft_steps"),
+                bench, "outputs", self._judging(bench) | self._settled("test", "tokens", "soft_steps"),
                 lambda: bench.outputs(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
         if "robustness" in self.config.parts:
@@ -424,7 +428,7 @@ class _Study:
         asked = {"adapter": sha256_file(folder / "adapter_model.safetensors")}
         wanted: dict[str, tuple[dict[str, Any], Callable[[], Tables]]] = {
             "outputs": (
-                JUDGING | self._settled("test", "tokens", "soft_steps"),
+                self._judging(bench) | self._settled("test", "tokens", "soft_steps"),
                 lambda: bench.outputs(broken(), seed),
             ),
             "capability": (
@@ -462,7 +466,7 @@ class _Study:
         self, bench: Bench, asked: dict[str, Any], outputs: pd.DataFrame, seed: int
     ) -> Iterator[tuple[str, pd.DataFrame]]:
         """The probe as the defence; a cell of its own, since it needs the outputs."""
-        settled = JUDGING | self._settled("test", "tokens", "mlp_layers")
+        settled = self._judging(bench) | self._settled("test", "tokens", "mlp_layers")
         tables = self._kept(
             "detection", bench.subject.name,
             asked | settled | {"passages": rows_digest_of(bench)},
@@ -494,7 +498,7 @@ class _Study:
                 yield ("ablation_layers" if table == "layers" else table), rows
 
 
-JUDGING = {"coherent": "as likely as drawn responses, as repetitive as greedy ones"}
+JUDGING = "coherent: as likely as drawn responses, as repetitive as greedy ones"
 """How answers are judged, in the question of a cell that holds judgements."""
 TUNED = {"rate": TUNING_LR, "batch": TUNING_BATCH}
 """How weights are fine-tuned, likewise."""
