@@ -401,7 +401,8 @@ class _Study:
     def _of_original(self, bench: Bench) -> Iterator[tuple[str, pd.DataFrame]]:
         if "outputs" in self.config.parts:
             yield from self._measured(
-                bench, "outputs", self._judging(bench) | self._settled("test", "tokens", "soft_steps"),
+                bench, "outputs",
+                self._judging(bench) | self._settled("test", "tokens", "soft_steps"),
                 lambda: bench.outputs(self.model, 0), ORIGINAL, 0,
             )  # fmt: skip
         if "robustness" in self.config.parts:
