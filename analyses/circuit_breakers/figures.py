@@ -143,7 +143,7 @@ def by_token(measured: Measured) -> go.Figure | None:
         shown[word] = wide.reindex(columns=places).to_numpy(dtype=float)
     return heat_maps(
         shown, title="Cosine with the original by layer and token",
-        x=Axis(title="Token, from the response's first"), y=Axis(title="State"), columns=places,
+        x=Axis(title="Token of the response"), y=Axis(title="State"), columns=places,
         amount="cosine", limits=(-0.5, 1.0),
     )  # fmt: skip
 

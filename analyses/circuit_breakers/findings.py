@@ -277,18 +277,21 @@ def _probes(measured: Measured) -> Iterator[Verdict | None]:
     table = measured.table("probes")
     if not len(table):
         return
-    layer = measured.settings.mlp_layers[0]
-    rows = table[(table["layer"] == min(layer, measured.n_layers)) & (table["probe"] == "linear")]
-    for read, claim, above in (
-        ("moved", "The original's probe no longer reads the broken states.", False),
-        ("anew", "A probe fitted anew still does: what it reads has moved, and is not gone.", True),
-    ):  # fmt: skip
-        values = rows[rows["read"] == read].groupby("subject")["auroc"].mean().to_numpy(float)
-        if len(values):
+    for layer in sorted({min(layer, measured.n_layers) for layer in measured.settings.mlp_layers}):
+        rows = select(table, {"layer": layer, "probe": "linear"})
+        statistic = f"AUROC on unseen topics, layer {layer}; mean over what was broken"
+        found = {
+            read: rows[rows["read"] == read].groupby("subject")["auroc"].mean().to_numpy(float)
+            for read in ("moved", "anew")
+        }
+        if len(rows):
             yield _verdict(
-                claim, f"AUROC on unseen topics, layer {layer}; mean over what was broken",
-                mean_interval(values),
-                **({"above": 0.9} if above else {"below": 0.9}),
+                f"The original's linear probe no longer reads the broken states, layer {layer}.",
+                statistic, mean_interval(found["moved"]), below=0.9,
+            )  # fmt: skip
+            yield _verdict(
+                f"One fitted anew does, layer {layer}: what it reads has moved, and is not gone.",
+                statistic, mean_interval(found["anew"]), above=0.9,
             )  # fmt: skip
 
 

@@ -44,12 +44,12 @@ def by_seed(table: Frame, value: str) -> Float[np.ndarray, "s n"]:
 def crossed(table: Frame, value: str) -> Estimate | None:
     """Mean over seeds and units with its interval; None where nothing was measured.
 
-    Shares that are all 0 or all 1 get the exact interval of as many trials as there are units.
+    Of yes or no that is always the same, the exact interval of as many trials as there are units.
     """
     values = by_seed(table, value)
     if not values.size:
         return None
-    if (values == values.flat[0]).all() and values.flat[0] in (0.0, 1.0):
+    if table[value].dtype == bool and (values == values.flat[0]).all():
         n = values.shape[1]
         return proportion_interval(int(values.flat[0]) * n, n)
     return crossed_interval(values)
