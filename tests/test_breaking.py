@@ -42,6 +42,7 @@ from analyses.circuit_breakers.judging import (
     refuses,
     repetition,
 )
+from analyses.circuit_breakers.numbers import by_seed, crossed
 from analyses.circuit_breakers.passages import Part, Passages, ordinary_passages
 from analyses.circuit_breakers.probes import (
     SKIPPED,
@@ -334,6 +335,23 @@ def test_an_answer_complies_where_it_is_on_the_concept_and_coherent():
     found = judged(table, Limits(nll=2.0, repetition=0.5), Words())
     assert found["coherent"].tolist() == [True, False, False, True]
     assert found["complies"].tolist() == [True, False, False, False]
+
+
+def test_yes_and_no_are_averaged_over_seeds_and_prompts():
+    rows = [
+        {"subject": subject, "row": row, "seed": seed, "complies": subject == "a" or row < 2}
+        for subject in "ab" for row in range(4) for seed in range(2)
+    ]  # fmt: skip
+    # Beside rows that have no such column, as harmful prompts, the column is one of objects.
+    table = pd.concat([pd.DataFrame(rows), pd.DataFrame([{"subject": "c", "row": 0, "seed": 0}])])
+    known = table[table["subject"] != "c"]
+    assert known["complies"].dtype == object
+    assert by_seed(known, "complies").tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]] * 2
+    found = crossed(known, "complies")
+    assert found is not None and found.value == 0.75
+    always = crossed(known[known["subject"] == "a"], "complies")
+    assert always is not None and always.value == 1 and always.low is not None
+    assert always.low == pytest.approx(0.025 ** (1 / 4)), "exact, of four prompts"
 
 
 # ------------------------------------------------------------------------------------- capability

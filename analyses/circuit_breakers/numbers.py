@@ -36,7 +36,8 @@ def by_seed(table: Frame, value: str) -> Float[np.ndarray, "s n"]:
     """A column as seeds by units; a unit is a row of a subject."""
     if not len(table):
         return np.zeros((0, 0))
-    wide = table.assign(unit=table["subject"] + " " + table["row"].astype(str))
+    unit = table["subject"] + " " + table["row"].astype(str)
+    wide = table.assign(**{"unit": unit, value: table[value].astype(float)})
     pivoted = wide.pivot_table(index="seed", columns="unit", values=value, aggfunc="mean")
     return pivoted.dropna(axis=1).to_numpy(dtype=float)
 
@@ -49,7 +50,7 @@ def crossed(table: Frame, value: str) -> Estimate | None:
     values = by_seed(table, value)
     if not values.size:
         return None
-    if table[value].dtype == bool and (values == values.flat[0]).all():
+    if (values == values.flat[0]).all() and isinstance(table[value].iloc[0], bool | np.bool_):
         n = values.shape[1]
         return proportion_interval(int(values.flat[0]) * n, n)
     return crossed_interval(values)
