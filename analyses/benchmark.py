@@ -16,7 +16,7 @@ tell apart by such scores).
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -160,6 +160,31 @@ def find_sae(spec: str, root: Path) -> Run:
     if not run.complete:
         raise Failure(f"{path} is still in training; run `lorgnette train` again first.")
     return run
+
+
+def find_stream_saes(specs: Sequence[str], model: str, root: Path) -> dict[str, Run]:
+    """SAEs of a model's residual stream, by folder name.
+
+    Raises `UserError` where one is of another model, of random weights, or of another site; else as
+    `find_sae` does.
+    """
+    found = {}
+    for spec in specs:
+        run = find_sae(spec, root)
+        described, site = run.config["model"], parse_site(run.config["site"])
+        if (described["spec"], described.get("random_weights")) != (model, None):
+            raise UserError(
+                f"{run.path.name} is an SAE of {described['spec']}"
+                + ("" if described.get("random_weights") is None else " with random weights")
+                + f" and the study is about {model}; name SAEs of that model."
+            )
+        if site.kind not in ("resid_pre", "resid_post"):
+            raise UserError(
+                f"{run.path.name} reads {site}; name SAEs of the residual stream "
+                "(resid_pre.L or resid_post.L)."
+            )
+        found[run.path.name] = run
+    return found
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from probe.runs import Run, find_runs
 from probe.sites import parse_site
 from probe.toyturbo.making import READER, load_reader
 from probe.toyturbo.reader import AttributeReader
-from saes.folder import load_sae
 from saes.recipe_saes import LoadedSae, common_dtype
 
 
@@ -115,7 +114,7 @@ def block_of(run: Run, spec: str, *, twin: bool) -> str:
 
 def loaded(run: Run) -> LoadedSae:
     """An SAE in memory."""
-    return LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+    return LoadedSae.of(run)
 
 
 def sweep_runs(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analyses.block_roles_locality import KINDS
@@ -28,7 +27,6 @@ from analyses.block_roles_numbers import (
 )
 from analyses.block_roles_probes import PAIR, PROBED
 from analyses.block_roles_sweep import in_steps
-from analyses.statistics import Estimate
 from probe.toyturbo.world import FACTORS
 from saes.probing import f1_score
 
@@ -61,15 +59,6 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in found.items() if len(table)}
 
 
-def words(found: Estimate) -> str:
-    """A number and its interval."""
-    if np.isnan(found.value):
-        return "-"
-    if found.low is None or found.high is None:
-        return f"{found.value:.3g}"
-    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
-
-
 # ----------------------------------------------------------------------------------------- roles
 
 
@@ -84,10 +73,10 @@ def roles(measured: Measured) -> Rows:
                 "factor": factor,
                 "drawn as said": measured.fidelity.get(factor, float("nan")),
                 "predicted best by": best,
-                "accuracy": words(accuracy(measured, best, factor, "codes")),
+                "accuracy": str(accuracy(measured, best, factor, "codes")),
                 "moved most by": moves if moved.value > 0 else "none",
-                "moved": words(moved),
-                "moved by all together": words(moved_share(measured, ALL_BLOCKS, factor)),
+                "moved": str(moved),
+                "moved by all together": str(moved_share(measured, ALL_BLOCKS, factor)),
                 "opened in training for it": ", ".join(OPENED.get(factor, ())) or "none",
             }
         )
@@ -102,21 +91,21 @@ def prediction(measured: Measured) -> Rows:
             row = {
                 "factor": factor,
                 "block": block,
-                "probe on codes": words(accuracy(measured, block, factor, "codes")),
-                "on the update": words(accuracy(measured, block, factor, "update")),
-                "on shuffled labels": words(accuracy(measured, block, factor, "shuffled")),
+                "probe on codes": str(accuracy(measured, block, factor, "codes")),
+                "on the update": str(accuracy(measured, block, factor, "update")),
+                "on shuffled labels": str(accuracy(measured, block, factor, "shuffled")),
             }
             if block in measured.twins:
                 twin = accuracy(measured, block, factor, "codes", "twin")
-                row["on the twin's codes"] = words(twin)
+                row["on the twin's codes"] = str(twin)
             row |= {
-                "best features F1": words(value_mean(measured, block, factor, "f1")),
-                "AUROC": words(value_mean(measured, block, factor, "auroc")),
-                "shuffled F1": words(value_mean(measured, block, factor, "f1", "shuffled")),
+                "best features F1": str(value_mean(measured, block, factor, "f1")),
+                "AUROC": str(value_mean(measured, block, factor, "auroc")),
+                "shuffled F1": str(value_mean(measured, block, factor, "f1", "shuffled")),
             }
             if block in measured.twins:
                 f1 = value_mean(measured, block, factor, "f1", weights="twin")
-                row["twin's F1"] = words(f1)
+                row["twin's F1"] = str(f1)
             rows.append(row)
     return rows
 
@@ -131,17 +120,15 @@ def patching(measured: Measured) -> Rows:
                 "factor": factor,
                 "update of": block,
                 "pairs": len(of),
-                "became the source's": words(moved_share(measured, block, factor)),
-                "something else changed": words(others_changed(of, factor)),
-                "changed by pairs of other factors": words(
+                "became the source's": str(moved_share(measured, block, factor)),
+                "something else changed": str(others_changed(of, factor)),
+                "changed by pairs of other factors": str(
                     changed_unasked(measured, block, factor, "patch")
                 ),
-                "changed by other noise": words(changed_unasked(measured, block, factor, "noise")),
+                "changed by other noise": str(changed_unasked(measured, block, factor, "noise")),
             }
             if measured.twins:
-                row["twin: became the source's"] = words(
-                    moved_share(measured, block, factor, "twin")
-                )
+                row["twin: became the source's"] = str(moved_share(measured, block, factor, "twin"))
             rows.append(row)
     return rows
 
@@ -158,8 +145,8 @@ def ablations(measured: Measured) -> Rows:
                     continue
                 row: dict[str, Any] = {"weights": weights, "block": block, "update": what}
                 if measured.known:
-                    row |= {factor: words(share_of(of[factor])) for factor in FACTORS}
-                rows.append(row | {"change of a pixel": words(mean_of(of["pixels"]))})
+                    row |= {factor: str(share_of(of[factor])) for factor in FACTORS}
+                rows.append(row | {"change of a pixel": str(mean_of(of["pixels"]))})
     return rows
 
 
@@ -236,7 +223,7 @@ def value_states(measured: Measured, block: str, weights: str = "trained") -> Fr
         found.append(
             {
                 "factor": row["factor"], "value": row["value"], "feature": row["feature"],
-                "f1": words(f1), "best": f1.value, "state": state + merged,
+                "f1": str(f1), "best": f1.value, "state": state + merged,
             }
         )  # fmt: skip
     return pd.DataFrame(found)
@@ -292,15 +279,15 @@ def pushes(measured: Measured) -> Rows:
             if not len(of):
                 continue
             by_dose = {
-                f"dose {dose:g}": words(mean_of(_by_value(of[of["dose"] == dose])))
+                f"dose {dose:g}": str(mean_of(_by_value(of[of["dose"] == dose])))
                 for dose in sorted(of["dose"].unique())
             }
             all_of_it = mean_of(pushed_by_value(measured, kind, block=block))
             others = mean_of(pushed_by_value(measured, kind, block=block, column="others"))
             rows.append(
-                {"block": block, "added": kind, "became the value": words(all_of_it)}
+                {"block": block, "added": kind, "became the value": str(all_of_it)}
                 | by_dose
-                | {"something else changed": words(others)}
+                | {"something else changed": str(others)}
             )
     return rows
 
@@ -326,7 +313,7 @@ def locality(measured: Measured) -> Rows:
                     "block": block,
                     "change": kind,
                     "features": len(share),
-                    "share inside": words(mean_of(share)),
+                    "share inside": str(mean_of(share)),
                     "inside": float(of["inside"].mean()),
                     "outside": float(of["outside"].mean()),
                 }
@@ -334,7 +321,7 @@ def locality(measured: Measured) -> Rows:
                     there = locality_by_feature(
                         measured, block, kind, elsewhere=True, weights=weights
                     )
-                    row["share inside another's map"] = words(mean_of(there))
+                    row["share inside another's map"] = str(mean_of(there))
                 rows.append(row)
     return rows
 
@@ -349,9 +336,9 @@ def top_images(measured: Measured) -> Rows:
         rows.append(
             {
                 "score": score, "weights": weights, "block": block, "features": len(of),
-                "top images": words(mean_of(of["value"])),
-                "random images": words(mean_of(of["random"])),
-                "difference": words(mean_of(of["value"] - of["random"])),
+                "top images": str(mean_of(of["value"])),
+                "random images": str(mean_of(of["random"])),
+                "difference": str(mean_of(of["value"] - of["random"])),
             }
         )  # fmt: skip
     return rows
@@ -367,11 +354,11 @@ def widths(measured: Measured) -> Rows:
             "k": row["k"],
             "features": row["d_sae"],
             "active": row["active"],
-            "variance explained": words(from_draws(row["explained"], n)),
+            "variance explained": str(from_draws(row["explained"], n)),
             "mean over channels": row["explained_by_channel"],
         }
         if measured.known:
-            shown["values with their own feature"] = words(from_draws(row["owned"], n // 2))
+            shown["values with their own feature"] = str(from_draws(row["owned"], n // 2))
         rows.append(shown)
     return sorted(
         rows, key=lambda row: (measured.blocks.index(row["block"]), row["features"], row["k"])
@@ -383,7 +370,7 @@ def steps(measured: Measured) -> Rows:
     return [
         {
             "block": row["block"], "drawn in steps": row["steps"], "step": row["step"],
-            "variance explained": words(from_draws(row["explained"], in_steps(measured.settings))),
+            "variance explained": str(from_draws(row["explained"], in_steps(measured.settings))),
         }
         for row in measured.table("steps").to_dict("records")
     ]  # fmt: skip
@@ -401,9 +388,9 @@ def pushes_in_steps(measured: Measured) -> Rows:
         rows.append(
             {
                 "changed at": when, "added": kind, "features": len(by_value),
-                "became the value": words(mean_of(by_value["became"])),
-                "something else changed": words(mean_of(by_value["others"])),
-                "change of a pixel there": words(mean_of(of["inside"])),
+                "became the value": str(mean_of(by_value["became"])),
+                "something else changed": str(mean_of(by_value["others"])),
+                "change of a pixel there": str(mean_of(of["inside"])),
             }
         )  # fmt: skip
     return rows
@@ -421,9 +408,9 @@ def transport(measured: Measured) -> Rows:
         rows.append(
             {
                 "method": one["method"], "k": one["k"], "m": one["m"], "pairs": len(of),
-                "became the source's": words(share_of(of["moved"])),
-                "something else changed": words(share_of(of["others"])),
-                "change of a pixel outside": words(mean_of(of["outside"])),
+                "became the source's": str(share_of(of["moved"])),
+                "something else changed": str(share_of(of["others"])),
+                "change of a pixel outside": str(mean_of(of["outside"])),
             }
         )  # fmt: skip
     return rows

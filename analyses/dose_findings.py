@@ -10,7 +10,7 @@ from scipy import stats
 from analyses.dose_measured import KINDS, MEASURES, Dosed, Kind, Measure, Measured, over_units
 from analyses.plots import Axis, Line, panels
 from analyses.report import Verdict
-from analyses.statistics import Estimate, mean_interval
+from analyses.statistics import mean_interval
 
 EFFECTS: tuple[Measure, ...] = ("tokens", "text", "probe")
 CLAIMS: dict[Measure, str] = {
@@ -53,7 +53,7 @@ def stands_out(dosed: Dosed, measure: Measure) -> Verdict:
     return Verdict(
         claim=f"{dosed.name}: the recipe {CLAIMS[measure]}, more than changes of the same size "
         "elsewhere.",
-        statistic=f"{MEASURES[measure].lower()}: {_words(own)}; more than {above} of {len(means)} "
+        statistic=f"{MEASURES[measure].lower()}: {own}; more than {above} of {len(means)} "
         f"controls; less the {_plural(nearest)}, which come nearest",
         value=difference.value,
         low=difference.low,
@@ -70,7 +70,7 @@ def costs_no_more(dosed: Dosed) -> Verdict:
     return Verdict(
         claim=f"{dosed.name}: the recipe harms neutral text less than random directions of its "
         "size.",
-        statistic=f"KL {_words(own)} nats a token; less that of random directions",
+        statistic=f"KL {own} nats a token; less that of random directions",
         value=difference.value,
         low=difference.low,
         high=difference.high,
@@ -103,12 +103,6 @@ def grows_with_strength(recipes: Sequence[Dosed]) -> Verdict | None:
 
 def _plural(kind: Kind) -> str:
     return {"twin": "twin's feature"}.get(kind, f"{kind}s")
-
-
-def _words(estimate: Estimate) -> str:
-    if estimate.low is None:
-        return f"{estimate.value:.3g}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
 def figures(measured: Measured) -> dict[str, go.Figure]:
@@ -156,7 +150,7 @@ def _at_one(dosed: Dosed) -> pd.DataFrame:
         [
             {"recipe": dosed.name, "": kind}
             | {
-                MEASURES[measure]: _words(dosed.estimate(kind, measure, 1.0))
+                MEASURES[measure]: str(dosed.estimate(kind, measure, 1.0))
                 for measure in dosed.measures()
             }
             for kind in dosed.kinds()

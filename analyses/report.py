@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pyarrow as pa
 
+from analyses.statistics import Estimate
 from probe.errors import Failure
 from probe.runs import Run, atomic_path, machine, read_json, write_json
 
@@ -49,6 +50,23 @@ class Verdict:
     """Upper end of its 95 % interval; None where it has none."""
     holds: bool
     """Whether the claim shows in these data."""
+
+    @staticmethod
+    def of(
+        claim: str,
+        statistic: str,
+        estimate: Estimate,
+        *,
+        above: float | int | None = None,
+        below: float | int | None = None,
+    ) -> "Verdict":
+        """A claim that holds where the whole interval lies on one side of a bound: give one."""
+        assert (above is None) != (below is None), "one bound"
+        holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
+        return Verdict(
+            claim=claim, statistic=statistic, value=estimate.value, low=estimate.low,
+            high=estimate.high, holds=holds,
+        )  # fmt: skip
 
     @property
     def word(self) -> str:

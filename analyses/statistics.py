@@ -54,6 +54,14 @@ class Estimate:
     n: int
     """Units it rests on; of two sorts of units the number of the fewer."""
 
+    def __str__(self) -> str:
+        """The estimate with its interval, to three digits; "-" where it is not a number."""
+        if math.isnan(self.value):
+            return "-"
+        if self.low is None:
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
     def above(self, bound: float | int) -> bool:
         """Whether the whole interval lies above `bound`; never where there is no interval."""
         return self.low is not None and self.low > bound

@@ -154,7 +154,7 @@ def _row(model: LanguageModel, prompt: str, chatting: bool) -> Row:
 def instruction_ending(model: LanguageModel, *, chat: bool | None = None) -> Row:
     """The template's tokens after the instruction; none where prompts are plain text."""
     first, second = write_rows(model, PROBES, chat=chat)
-    return first[len(first) - _common(first[::-1], second[::-1]) :]
+    return first[len(first) - common_beginning(first[::-1], second[::-1]) :]
 
 
 def ending_positions(model: LanguageModel, *, chat: bool | None = None) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ def last_token_passes(
                 f"prompt {number} of {len(rows)} has {len(row)} tokens where position -{keep} was "
                 "asked for; leave the prompt or the position out."
             )
-    begins = _common_beginning(rows, keep)
+    begins = _shared_beginning(rows, keep)
     past = _run(model, torch.tensor([rows[0][:begins]]), None)[1] if begins else None
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
@@ -225,15 +225,16 @@ def _run(model: LanguageModel, tokens: Tensor, past: Any) -> tuple[Tensor, Any]:
     return given.logits[:, -1], given.past_key_values
 
 
-def _common_beginning(rows: Sequence[Row], keep: int) -> int:
+def _shared_beginning(rows: Sequence[Row], keep: int) -> int:
     """How many tokens all prompts begin with, their last `keep` left out; 0 where it is too few."""
     if len(rows) < 2:
         return 0
-    shared = min(_common(rows[0], row) for row in rows[1:])
+    shared = min(common_beginning(rows[0], row) for row in rows[1:])
     shared = min(shared, min(map(len, rows)) - keep)
     return shared if shared >= LEAST_PREFIX else 0
 
 
-def _common(first: Row, second: Row) -> int:
+def common_beginning(first: Row, second: Row) -> int:
+    """How many tokens two rows begin with alike."""
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

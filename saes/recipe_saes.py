@@ -32,6 +32,11 @@ class LoadedSae:
     site: str
     """The site it was trained on."""
 
+    @staticmethod
+    def of(run: Run) -> "LoadedSae":
+        """The SAE of a run."""
+        return LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+
     def on(self, device: torch.device) -> "LoadedSae":
         """The same on a device; a copy, since others may use this one, where it is elsewhere."""
         if self.sae.W_dec.device == device:
@@ -55,7 +60,7 @@ def needed_saes(
 def find_sae(reference: SaeReference, root: Path) -> LoadedSae:
     """The SAE below `root` with those weights. Raises as `find_sae_run` does."""
     run = find_sae_run(reference, root)
-    return LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+    return LoadedSae.of(run)
 
 
 def find_sae_run(reference: SaeReference, root: Path) -> Run:

@@ -5,16 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from collapse_tree import saved_llama
+from collapse_tree import saved_llama, untrained_sae
 
 from analyses.circuit_breakers import measured as measured_module
 from analyses.circuit_breakers import study
 from analyses.circuit_breakers.measured import Config, Settings
-from probe.runs import Run
-from saes.activations import TopK
-from saes.folder import save_sae
-from saes.models import SaeConfig, SparseAutoencoder
 
 SMALL = Settings(
     concepts=("recipes", "place"), seeds=2, train=5, test=3, tokens=6, soft_steps=(0, 2),
@@ -59,28 +54,10 @@ def write_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def untrained_sae(folder: Path, spec: str) -> Run:
-    """An SAE of the tiny model's last block with random weights."""
-    made = SparseAutoencoder(SaeConfig(d_in=32, d_sae=48, activation=TopK(k=4)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
-    described = {
-        "kind": "sae", "site": "resid_post.1",
-        "model": {"spec": spec, "random_weights": None, "dtype": "float32"},
-    }  # fmt: skip
-    run = Run.create(folder, "tiny-resid_post.1", described)
-    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}
-    save_sae(made, run.path, metadata=metadata, golden_x=torch.randn(4, 32, generator=generator))
-    run.finish(summary={}, inputs={}, seeds={}, device="cpu")
-    return run
-
-
 def broken_root(folder: Path) -> Path:
     """A root with an SAE, two broken models (recipes and harmful prompts) and their report."""
     spec, root = saved_llama(folder / "tiny"), folder / "root"
-    untrained_sae(root / "saes", spec)
+    untrained_sae(root / "saes", spec, layer=1)
     files = write_files(folder)
     settings = dataclasses.replace(SMALL, concepts=("recipes",), seeds=1)
     with pytest.MonkeyPatch.context() as here:

@@ -6,7 +6,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probe.language import LanguageModel
+from probe.runs import Run
 from probe.toy import byte_tokenizer
+from saes.activations import TopK
+from saes.folder import save_sae
+from saes.models import SaeConfig, SparseAutoencoder
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}|{% endfor %}"
@@ -34,3 +38,21 @@ def saved_llama(folder: Path, context: int = 2048) -> str:
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def untrained_sae(folder: Path, spec: str, *, layer: int) -> Run:
+    """An SAE of a tiny model's block with random weights."""
+    made = SparseAutoencoder(SaeConfig(d_in=32, d_sae=48, activation=TopK(k=4)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
+    described = {
+        "kind": "sae", "site": f"resid_post.{layer}",
+        "model": {"spec": spec, "random_weights": None, "dtype": "float32"},
+    }  # fmt: skip
+    run = Run.create(folder, f"tiny-resid_post.{layer}", described)
+    metadata = {"hook_name": f"blocks.{layer}.hook_resid_post", "model_name": "tiny"}
+    save_sae(made, run.path, metadata=metadata, golden_x=torch.randn(4, 32, generator=generator))
+    run.finish(summary={}, inputs={}, seeds={}, device="cpu")
+    return run

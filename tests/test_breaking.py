@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from breaker_tree import prompts_of, untrained_sae, write_lines
-from collapse_tree import long_llama
+from breaker_tree import prompts_of, write_lines
+from collapse_tree import long_llama, untrained_sae
 
 from analyses.cells import Frame
 from analyses.circuit_breakers.asking import (
     Ask,
     after_turns,
     answer_logits,
+    mean_nll,
     plain,
     prefilled,
     soft_tokens,
@@ -38,7 +39,6 @@ from analyses.circuit_breakers.judging import (
     Limits,
     judged,
     mean_entropy,
-    mean_nll,
     refuses,
     repetition,
 )
@@ -52,7 +52,7 @@ from analyses.circuit_breakers.probes import (
     matched_threshold,
     shuffled_labels,
 )
-from analyses.circuit_breakers.robustness import response_nll, tuned_curve
+from analyses.circuit_breakers.robustness import tuned_curve
 from analyses.circuit_breakers.rows import Passage, token_rows
 from analyses.circuit_breakers.subjects import (
     harmful_subject,
@@ -464,7 +464,7 @@ def test_directions_before_and_after():
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> LoadedSae:
     """An SAE of the last block's output with random weights."""
-    run = untrained_sae(tmp_path_factory.mktemp("saes"), "tiny")
+    run = untrained_sae(tmp_path_factory.mktemp("saes"), "tiny", layer=1)
     return LoadedSae(run=run, sae=load_sae(run.path), site="resid_post.1")
 
 
@@ -492,9 +492,9 @@ def test_the_state_itself_brings_everything_back_and_its_codes_less(chatty, move
     prompts = [row.ids[: row.answer] for row in rows]
     answers = [row.ids[row.answer :] for row in rows]
     # The changed block is the last one: its output put back is the original model.
-    expected = response_nll(chatty, prompts, answers)
+    expected = Ask(model=chatty).nll(prompts, answers)
     assert nll["state", 0].to_numpy() == pytest.approx(np.array(expected), rel=1e-4)
-    broken = response_nll(moved, prompts, answers)
+    broken = Ask(model=moved).nll(prompts, answers)
     assert nll["none", 0].to_numpy() == pytest.approx(np.array(broken), rel=1e-4)
     assert not np.allclose(nll["lost", 1], nll["none", 0])
     recipe = readding("tiny", loaded, [3, 5], [1.0, 2.5])
@@ -508,7 +508,7 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(chatty):
     curve: Frame = tuned_curve(chatty, rows, rows, (0, 3), seed=0)
     means = curve.groupby("steps")["nll"].mean()
     assert means[3] < means[0]
-    expected = response_nll(chatty, *zip(*((r.ids[: r.answer], r.ids[r.answer :]) for r in rows),
+    expected = Ask(model=chatty).nll(*zip(*((r.ids[: r.answer], r.ids[r.answer :]) for r in rows),
                                          strict=True))  # fmt: skip
     at_once = curve[curve["steps"] == 0]["nll"].to_numpy()
     assert at_once == pytest.approx(np.array(expected), rel=1e-5)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from breaker_tree import SECRET, SMALL, small, untrained_sae, write_files
-from collapse_tree import saved_llama
+from breaker_tree import SECRET, SMALL, small, write_files
+from collapse_tree import saved_llama, untrained_sae
 
 from analyses.circuit_breakers import measured as measured_module
 from analyses.circuit_breakers import study
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae(spec, root) -> str:
-    return untrained_sae(root / "saes", spec).path.name
+    return untrained_sae(root / "saes", spec, layer=1).path.name
 
 
 @pytest.fixture(scope="module")

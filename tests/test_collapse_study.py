@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from collapse_tree import saved_llama
+from collapse_tree import saved_llama, untrained_sae
 
 from analyses.collapse import parts, study
 from analyses.collapse.families import find_family
@@ -22,9 +22,7 @@ from probe.errors import UserError
 from probe.models import load_language_model
 from probe.runs import Run, find_runs
 from probe.sites import parse_site
-from saes.activations import TopK
-from saes.folder import load_sae, save_sae
-from saes.models import SaeConfig, SparseAutoencoder
+from saes.folder import load_sae
 from saes.recipe_saes import LoadedSae
 
 
@@ -41,21 +39,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sae(spec, root) -> Run:
     """An SAE of the tiny model's first layer, untrained."""
-    generator = torch.Generator().manual_seed(0)
-    config = SaeConfig(d_in=32, d_sae=48, activation=TopK(k=4))
-    made = SparseAutoencoder(config)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
-    described = {
-        "kind": "sae", "site": "resid_post.0",
-        "model": {"spec": spec, "random_weights": None, "dtype": "float32"},
-    }  # fmt: skip
-    run = Run.create(root / "saes", "tiny-resid_post.0", described)
-    metadata = {"hook_name": "blocks.0.hook_resid_post", "model_name": "tiny"}
-    save_sae(made, run.path, metadata=metadata, golden_x=torch.randn(4, 32, generator=generator))
-    run.finish(summary={}, inputs={}, seeds={}, device="cpu")
-    return run
+    return untrained_sae(root / "saes", spec, layer=0)
 
 
 def small(spec: str, **changes) -> Config:

@@ -165,7 +165,10 @@ def test_files_of_prompts(tmp_path: Path):
         ("a.jsonl", '{"prompt": ""}\n', "line 1 has no prompt"),
         ("a.jsonl", "[1]\nnot", "line 1 has no prompt"),
         ("a.jsonl", "{not json", "line 1 is not JSON"),
-        ("a.csv", "x", "no file of prompts"),
+        ("a.csv", "prompt\n", "holds no prompt"),
+        ("a.csv", "prompt,label\n a,b\n ,c\n", "line 3 has no prompt"),
+        ("a.csv", "x\n1\n", "line 2 has no prompt"),
+        ("a.pdf", "x", "no file of prompts"),
     ],
 )
 def test_damaged_files_of_prompts(tmp_path: Path, name: str, content: str, said: str):

@@ -1,17 +1,19 @@
 """Prompts with ways around a circuit breaker in them, and what a model makes of them.
 
 A prompt is a row of token ids in which `-1 - i` stands for soft token i: an embedding that no word
-has. `Attack` says how prompts are made; `Ask` runs them: continuations, and how unlikely a given
+has. The functions at the end make prompts; `Ask` runs them: continuations, and how unlikely a given
 continuation is. Soft tokens and steering vectors are in force inside `Ask.forces()`.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from analyses.circuit_breakers.concepts import Concept
 from analyses.circuit_breakers.rows import Passage, TokenRow, batch_of, shared_tokens
@@ -79,6 +81,18 @@ class Ask:
                 }
         return [found[n] for n in range(len(pairs))]
 
+    def nll(self, prompts: Sequence[Row], continuations: Sequence[Row]) -> list[float]:
+        """Mean negative log-likelihood a token of each continuation, nats."""
+        read = self.reading(prompts, continuations)
+        return [mean_nll(rows, tokens) for rows, tokens in zip(read, continuations, strict=True)]
+
+
+def mean_nll(logprobs: Float[Tensor, "n v"], tokens: Row) -> float:
+    """Mean negative log-likelihood of tokens, nats; infinite where there is none."""
+    if not tokens:
+        return math.inf
+    return float(-logprobs[range(len(tokens)), list(tokens)].mean())
+
 
 def packed(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Numbers of rows in batches of like length, each of at most `TOKENS_AT_ONCE` tokens."""
@@ -103,6 +117,13 @@ def answer_logits(
     head = model.model.get_output_embeddings()
     assert head is not None, "a causal language model has an unembedding"
     return [head(base[i, row.answer - 1 : len(row.ids) - 1]) for i, row in enumerate(rows)]
+
+
+def answer_loss(model: LanguageModel, pairs: Sequence[tuple[Row, Row]]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the continuations' tokens, all prompts' together, with gradients."""
+    logits = torch.cat([rows.float() for rows in answer_logits(model, pairs)])
+    wanted = torch.tensor([token for _, answer in pairs for token in answer])
+    return cross_entropy(logits, wanted.to(logits.device))
 
 
 @contextlib.contextmanager

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from analyses.circuit_breakers.asking import (
     Ask,
     Asked,
-    answer_logits,
+    answer_loss,
     soft_tokens,
     with_soft_tokens,
 )
@@ -76,7 +75,7 @@ def optimise_soft_prompt(
             for step in range(1, max(budgets, default=0) + 1):
                 chosen = torch.randint(len(prompts), (SOFT_BATCH,), generator=generator).tolist()
                 pairs = [(prompts[n].ids, answers[n]) for n in chosen]
-                loss = _answer_loss(model, pairs)
+                loss = answer_loss(model, pairs)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -88,13 +87,6 @@ def optimise_soft_prompt(
         for weight in trainable:
             weight.requires_grad_(True)
     return SoftPrompts(by_budget=kept, losses=tuple(losses))
-
-
-def _answer_loss(model: LanguageModel, pairs: Sequence[tuple[Row, Row]]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answers' tokens."""
-    logits = torch.cat([rows.float() for rows in answer_logits(model, pairs)])
-    wanted = torch.tensor([token for _, answer in pairs for token in answer])
-    return cross_entropy(logits, wanted.to(logits.device))
 
 
 def steering_vectors(

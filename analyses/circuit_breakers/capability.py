@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.circuit_breakers.asking import Ask
+from analyses.circuit_breakers.asking import Ask, mean_nll
 from analyses.circuit_breakers.rows import TokenRow
 from probe.errors import UserError
 from probe.language import LanguageModel
@@ -74,11 +74,7 @@ def text_nll(model: LanguageModel, texts: Sequence[str]) -> Float[np.ndarray, " 
     found = []
     for start in range(0, len(texts), 4):
         rows = [_text_ids(model, text)[: CONTEXT - 1] for text in texts[start : start + 4]]
-        read = Ask(model=model).reading([(model.separator_id,)] * len(rows), rows)
-        found += [
-            float(-given[range(len(row)), list(row)].mean())
-            for given, row in zip(read, rows, strict=True)
-        ]
+        found += Ask(model=model).nll([(model.separator_id,)] * len(rows), rows)
     return np.array(found)
 
 
@@ -102,7 +98,11 @@ def response_change(
     """
     return pd.DataFrame(
         [
-            {"kl": kl(old, new)} | _nlls(old, new, tokens)
+            {
+                "kl": kl(old, new),
+                "nll_original": mean_nll(old, tokens),
+                "nll_broken": mean_nll(new, tokens),
+            }
             for old, new, tokens in zip(before, after, responses, strict=True)
         ]
     )
@@ -111,11 +111,6 @@ def response_change(
 def kl(old: Float[Tensor, "n v"], new: Float[Tensor, "n v"]) -> float:
     """Mean KL(old || new) of rows of log-probabilities, nats."""
     return float((old.exp() * (old - new)).sum(-1).mean())
-
-
-def _nlls(old: Tensor, new: Tensor, tokens: Row) -> dict[str, float]:
-    places = (range(len(tokens)), list(tokens))
-    return {"nll_original": float(-old[places].mean()), "nll_broken": float(-new[places].mean())}
 
 
 def multiple_choice(
@@ -130,11 +125,10 @@ def multiple_choice(
             prompt = _text_ids(model, f"Question: {one.question}\nAnswer:")
             prompts += [(model.separator_id, *prompt)] * len(one.choices)
             answers += [_text_ids(model, f" {choice}") for choice in one.choices]
-        rows = iter(zip(Ask(model=model).reading(prompts, answers), answers, strict=True))
+        costs = iter(Ask(model=model).nll(prompts, answers))
         for one in some:
-            pairs = itertools.islice(rows, len(one.choices))
-            scores = [float(row[range(len(a)), list(a)].mean()) for row, a in pairs]
-            found.append(float(int(np.argmax(scores)) == one.answer))
+            own = list(itertools.islice(costs, len(one.choices)))
+            found.append(float(int(np.argmin(own)) == one.answer))
         say(len(some))
     return np.array(found)
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.circuit_breakers.asking import mean_nll
 from analyses.circuit_breakers.capability import response_pairs
 from analyses.circuit_breakers.rows import TokenRow
 from probe.capture import capturing
@@ -61,10 +62,8 @@ def read_row(model: LanguageModel, row: TokenRow, loaded: LoadedSae) -> Read:
         model.run(torch.tensor([row.ids]))
     x = seen[site][0].float().cpu()
     codes = loaded.sae.encode(x)
-    dense = x.new_zeros(len(x), loaded.sae.config.d_sae)
-    dense.scatter_add_(-1, codes.indices.long(), codes.values.float())
     return Read(
-        state=x, codes=dense, rebuilt=loaded.sae.decode(codes, x),
+        state=x, codes=codes.dense(loaded.sae.config.d_sae), rebuilt=loaded.sae.decode(codes, x),
         own=slice(max(1, row.shared), len(row.ids)),
     )  # fmt: skip
 
@@ -84,7 +83,8 @@ class Difference:
     fvu_broken: float
     """The same of the broken states."""
     places: list[dict[str, object]]
-    """Of each feature that changes most at a token: where (`feature`, `row`, `token`, `change`)."""
+    """Of each feature that changes most at a token: where (`feature`, `row`, `place` in the
+    response, `token`)."""
 
 
 def difference(
@@ -192,7 +192,7 @@ def restored_nll(
             logits = broken.run(torch.tensor([row.ids]))
         assert logits is not None, "no capture is active"
         logprobs = logits[0, len(prompts[0]) - 1 : -1].float().log_softmax(-1).cpu()
-        found.append(float(-logprobs[range(len(responses[0])), list(responses[0])].mean()))
+        found.append(mean_nll(logprobs, responses[0]))
     return np.array(found)
 
 
@@ -207,10 +207,8 @@ def _changed(
         if change is None:
             return x
         state = x[0].float().cpu()
-        codes = loaded.sae.encode(state)
-        dense = state.new_zeros(len(state), loaded.sae.config.d_sae)
-        dense.scatter_add_(-1, codes.indices.long(), codes.values.float())
-        return x + (own * change(number, state, dense)).to(x)[None]
+        codes = loaded.sae.encode(state).dense(loaded.sae.config.d_sae)
+        return x + (own * change(number, state, codes)).to(x)[None]
 
     return editing(broken, site, apply)
 

@@ -6,10 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyses.cells import Frame, select
-from analyses.circuit_breakers.measured import HARMFUL, MAIN, ORIGINAL, Measured
+from analyses.circuit_breakers.measured import HARMFUL, KEPT, MAIN, ORIGINAL, Measured
 from analyses.circuit_breakers.numbers import (
     ATTACKS,
-    KEPT,
     ablation,
     ablation_names,
     answers,

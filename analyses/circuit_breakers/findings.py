@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from analyses.cells import select
-from analyses.circuit_breakers.measured import HARMFUL, MAIN, ORIGINAL, Measured
+from analyses.circuit_breakers.measured import HARMFUL, KEPT, MAIN, ORIGINAL, Measured
 from analyses.circuit_breakers.numbers import (
     ATTACKS,
-    KEPT,
     ablation,
     ablation_names,
     ablation_state,
@@ -59,16 +58,10 @@ def _verdict(
     claim: str, statistic: str, estimate: Estimate | None, *, above: float | int | None = None,
     below: float | int | None = None,
 ) -> Verdict | None:  # fmt: skip
-    """A claim that holds where the whole interval lies on one side of a bound; None unmeasured."""
+    """`Verdict.of`; None where nothing was measured, or there was nothing to compare with."""
     if estimate is None or not np.isfinite([estimate.value, estimate.low or 0]).all():
-        return (
-            None  # not measured, or nothing to compare with: no answer complied in the first place
-        )
-    holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
-    return Verdict(
-        claim=claim, statistic=statistic, value=estimate.value, low=estimate.low,
-        high=estimate.high, holds=holds,
-    )  # fmt: skip
+        return None
+    return Verdict.of(claim, statistic, estimate, above=above, below=below)
 
 
 # ------------------------------------------------------------------------------------- training

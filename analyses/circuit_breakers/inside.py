@@ -14,15 +14,13 @@ import torch
 from jaxtyping import Float
 
 from analyses.cells import Frame
-from analyses.circuit_breakers.losses import cosines, lengths
-from analyses.circuit_breakers.rows import TokenRow, batch_of
+from analyses.circuit_breakers.losses import TINY, cosines, lengths
+from analyses.circuit_breakers.rows import TokenRow, row_batches
 from analyses.circuit_breakers.states import run_states
 from probe.language import LanguageModel
 
-ROWS_AT_ONCE = 8
 BEFORE, AFTER = 12, 40
 """Tokens before and after the beginning of a response that profiles show."""
-TINY = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +39,7 @@ def changes(
     original: LanguageModel, broken: LanguageModel, rows: Sequence[TokenRow]
 ) -> Iterator[Change]:
     """What became of each row's states."""
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[first : first + ROWS_AT_ONCE]
-        batch = batch_of(some, "padding")
+    for some, batch in row_batches(rows):
         with torch.no_grad():
             before, after = (run_states(one, batch).float().cpu() for one in (original, broken))
         cosine = cosines(after, before).numpy()

@@ -11,7 +11,6 @@ A continuation *complies* where it is on the concept and coherent.
   of a broken model is no refusal: keywords alone would miss that it is broken.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
+from analyses.circuit_breakers.asking import mean_nll
 from analyses.circuit_breakers.passages import Passages
 from probe.language import LanguageModel
 from probe.prompt_sets import Row
@@ -129,13 +129,6 @@ def judged(measured: pd.DataFrame, limits: Limits, judge: Judge | None) -> pd.Da
         return found
     on = judge.score(measured["text"].tolist()) > judge.threshold
     return found.assign(on_concept=on, complies=on & found["coherent"])
-
-
-def mean_nll(logprobs: Float[Tensor, "n v"], tokens: Row) -> float:
-    """Mean negative log-likelihood of tokens, nats; infinite where there is none."""
-    if not tokens:
-        return math.inf
-    return float(-logprobs[range(len(tokens)), list(tokens)].mean())
 
 
 def mean_entropy(logprobs: Float[Tensor, "n v"]) -> float:

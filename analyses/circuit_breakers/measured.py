@@ -17,6 +17,10 @@ Part = Literal["outputs", "capability", "inside", "probes", "features", "robustn
 PARTS: tuple[Part, ...] = get_args(Part)
 MAIN, ORIGINAL = "rerouting", "original"
 """Runs that are no ablation: the broken model, and the model as it was."""
+SETS = ("concept", "near", "ordinary")
+"""What every subject has passages of."""
+KEPT = ("near", "ordinary")
+"""Sets that are not to change."""
 HARMFUL = "harmful"
 """The subject that comes out of files of prompts."""
 

@@ -7,7 +7,6 @@ A unit is a prompt or passage; every seed was measured on the same ones, so inte
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from analyses.cells import Frame, select
@@ -24,7 +23,6 @@ WORDED = ("none", "paraphrase", "prefill", "few-shot")
 MADE = ("soft tokens", "steering 0.65", "steering 1")
 ATTACKS = (*WORDED, *MADE)
 """Attacks in the order in which they are shown; `none` is just asking."""
-KEPT = ("near", "ordinary")
 
 
 def concepts(measured: Measured) -> list[str]:
@@ -159,27 +157,18 @@ def recovered(
     broken: Float[np.ndarray, " n"],
     mended: Float[np.ndarray, " n"],
     original: Float[np.ndarray, " n"],
-    *,
-    seed: int = 0,
 ) -> Estimate:
     """Share of the lost likelihood that came back, of means, bootstrapped over units: 1 is all."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(broken), size=(N_RESAMPLES, len(broken)))
-
-    def share(rows: np.ndarray) -> np.ndarray:
-        lost = broken[rows].mean(-1) - original[rows].mean(-1)
-        return (broken[rows].mean(-1) - mended[rows].mean(-1)) / np.where(lost == 0, np.nan, lost)
-
-    low, high = np.nanquantile(share(chosen), [0.025, 0.975])
-    value = float(share(np.arange(len(broken))[None])[0])
-    return Estimate(value=value, low=float(low), high=float(high), n=len(broken))
+    return relative_fall(broken - original, mended - original)
 
 
 def curve(
-    measured: Measured, table: str, by: str, run: str, **wanted: object
+    measured: Measured, table: str, by: str, run: str, *, text: str | None = None
 ) -> dict[int, Float[np.ndarray, " n"]]:
-    """Mean negative log-likelihood by steps or turns: units, seeds averaged."""
-    rows = selected(select(measured.table(table), {"run": run} | wanted), concepts(measured))
+    """Mean negative log-likelihood by steps or turns: units, seeds averaged. `text` chooses what
+    was fine-tuned on."""
+    wanted = {"run": run} | ({} if text is None else {"text": text})
+    rows = selected(select(measured.table(table), wanted), concepts(measured))
     if not len(rows):
         return {}
     return {int(n): by_seed(some, "nll").mean(0) for n, some in rows.groupby(by)}
@@ -194,8 +183,3 @@ def put_back(measured: Measured, sae: str) -> dict[tuple[str, int], Float[np.nda
         (str(change), int(n)): by_seed(some, "nll").mean(0)
         for (change, n), some in rows.groupby(["change", "n"])
     }
-
-
-def log_table(measured: Measured, subject: str) -> pd.DataFrame:
-    """The training log of a subject."""
-    return select(measured.table("training"), {"subject": subject, "run": MAIN})

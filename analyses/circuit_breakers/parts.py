@@ -49,7 +49,7 @@ from analyses.circuit_breakers.features import (
 )
 from analyses.circuit_breakers.inside import change_tables
 from analyses.circuit_breakers.judging import Judge, Limits, judged, mean_nll, measures, repetition
-from analyses.circuit_breakers.measured import Settings
+from analyses.circuit_breakers.measured import KEPT, SETS, Settings
 from analyses.circuit_breakers.passages import ordinary_passages
 from analyses.circuit_breakers.probes import (
     THRESHOLDS,
@@ -62,7 +62,7 @@ from analyses.circuit_breakers.probes import (
     matched_threshold,
     read_rows,
 )
-from analyses.circuit_breakers.robustness import response_nll, tuned_curve
+from analyses.circuit_breakers.robustness import tuned_curve
 from analyses.circuit_breakers.rows import Passage, TokenRow, token_rows
 from analyses.circuit_breakers.settings import Training
 from analyses.circuit_breakers.states import rows_digest
@@ -72,11 +72,6 @@ from probe.prompt_sets import Row
 from saes.recipe_saes import LoadedSae
 
 Say = Callable[[str], None]
-WORDS = ("none", "paraphrase", "prefill", "few-shot")
-"""Attacks made of words; `none` is just asking."""
-SETS = ("concept", "near", "ordinary")
-KEPT = ("near", "ordinary")
-"""Sets that are not to change."""
 PROBED = 48
 """Passages of each set that probes are fitted on."""
 
@@ -225,11 +220,7 @@ class Bench:
             given = ask.continuations(prompts, self.settings.tokens)
         found = judged(self._measured(ask, prompts, given), self.limits, self.judge)
         expected = self.answers.get(name, self.answers["none"])
-        if given is expected:
-            expected_nll = found["nll_own"]
-        else:
-            read = ask.reading(prompts, expected)
-            expected_nll = [mean_nll(rows, t) for rows, t in zip(read, expected, strict=True)]
+        expected_nll = found["nll_own"] if given is expected else ask.nll(prompts, expected)
         return found.assign(
             attack=name, row=np.arange(len(asked)), topic=[one.topic for one in asked],
             request="" if self.judge is None else [one.request for one in asked],
@@ -238,10 +229,9 @@ class Bench:
 
     def _soft(self, model: LanguageModel, seed: int) -> dict[int, Float[Tensor, "k d"]]:
         self.say("soft tokens")
-        train = self.subject.passages.train.concept
-        answers = [self.train_rows["concept"][i] for i in range(len(train))]
+        answers = [row.ids[row.answer :] for row in self.train_rows["concept"]]
         found: SoftPrompts = optimise_soft_prompt(
-            model, plain(model, train), [row.ids[row.answer :] for row in answers],
+            model, plain(model, self.subject.passages.train.concept), answers,
             self.settings.soft_steps, seed=seed,
         )  # fmt: skip
         return dict(found.by_budget)
@@ -253,8 +243,7 @@ class Bench:
         steps: int,
         prompts: Sequence[Asked],
     ) -> pd.DataFrame:
-        read = Ask(model=model, soft=soft).reading([p.ids for p in prompts], self.answers["none"])
-        nll = [mean_nll(rows, t) for rows, t in zip(read, self.answers["none"], strict=True)]
+        nll = Ask(model=model, soft=soft).nll([p.ids for p in prompts], self.answers["none"])
         return pd.DataFrame({"steps": steps, "row": np.arange(len(nll)), "nll": nll})
 
     # ------------------------------------------------------------------------------ capability
@@ -441,7 +430,7 @@ class Bench:
         return {name: table.assign(sae=loaded.run.path.name) for name, table in tables.items()}
 
     def _unbroken(self) -> pd.DataFrame:
-        nll = response_nll(self.original, *response_pairs(self.test_rows["concept"]))
+        nll = Ask(model=self.original).nll(*response_pairs(self.test_rows["concept"]))
         return pd.DataFrame({"change": "original", "n": 0, "row": np.arange(len(nll)), "nll": nll})
 
     # ------------------------------------------------------------------------------ robustness
@@ -465,7 +454,7 @@ class Bench:
         for n in self.settings.turns:
             asked = after_turns(model, test.concept[: self.settings.test], train.ordinary, n)
             prompts = [one.ids for one in asked]
-            nll = response_nll(model, prompts, self.answers["none"])
+            nll = Ask(model=model).nll(prompts, self.answers["none"])
             talked.append(pd.DataFrame({"turns": n, "row": np.arange(len(nll)), "nll": nll}))
         return {"tuning": pd.concat(tables), "turns": pd.concat(talked)}
 
@@ -476,7 +465,7 @@ class Bench:
         """How likely the original's answers are to itself."""
         return {
             name: np.array(
-                response_nll(self.original, [one.ids for one in asked], self.answers[name])
+                Ask(model=self.original).nll([one.ids for one in asked], self.answers[name])
             )
             for name, asked in self.asked.items()
             if name in ("prefill", "few-shot")
@@ -493,7 +482,7 @@ class Bench:
         for name in ("prefill", "few-shot"):
             self.say(f"responses: {name}")
             prompts = [one.ids for one in self.asked[name]]
-            after = response_nll(broken, prompts, self.answers[name])
+            after = Ask(model=broken).nll(prompts, self.answers[name])
             tables.append(_paired(name, self._asked_nll[name], np.array(after)))
         cells = change_tables(self.original, broken, self.test_rows)["layers"]
         return {"brief": pd.concat(tables), "layers": cells}

@@ -25,7 +25,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analyses.circuit_breakers.rows import TokenRow, batch_of
+from analyses.circuit_breakers.rows import TokenRow, row_batches
 from analyses.circuit_breakers.states import run_states
 from probe.language import LanguageModel
 from probe.separation import auroc
@@ -40,7 +40,6 @@ THRESHOLDS: dict[ProbeKind, tuple[float, ...]] = {
     "mlp": (0.99999997, 0.99999999999),
 }
 """Published thresholds (linear; the MLPs on Llama-3 and on Mistral)."""
-ROWS_AT_ONCE = 8
 
 TokenStates = list[Float[np.ndarray, "_ d"]]
 """States of each row's tokens that a probe reads, at one layer."""
@@ -61,9 +60,8 @@ def read_rows(model: LanguageModel, rows: Sequence[TokenRow], layers: Sequence[i
     """What probes on those layers, and directions on all, read of some rows."""
     tokens: dict[int, TokenStates] = {layer: [] for layer in layers}
     ends = []
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[first : first + ROWS_AT_ONCE]
-        states = run_states(model, batch_of(some, "padding")).float().cpu()
+    for some, batch in row_batches(rows):
+        states = run_states(model, batch).float().cpu()
         for i, row in enumerate(some):
             start = row.answer if row.answer < len(row.ids) else max(1, row.shared)
             for layer in layers:

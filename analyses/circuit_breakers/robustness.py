@@ -13,24 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.circuit_breakers.asking import Ask, answer_logits
+from analyses.circuit_breakers.asking import Ask, answer_loss
 from analyses.circuit_breakers.capability import response_pairs
-from analyses.circuit_breakers.judging import mean_nll
 from analyses.circuit_breakers.rows import TokenRow
 from probe.language import LanguageModel
-from probe.prompt_sets import Row
 
 TUNING_LR, TUNING_BATCH = 1e-4, 4
 """Of AdamW; at 2e-5, a usual rate for larger models, ten steps hardly move SmolLM2-135M."""
 Text = Literal["ordinary", "concept"]
-
-
-def response_nll(
-    model: LanguageModel, prompts: Sequence[Row], responses: Sequence[Row]
-) -> list[float]:
-    """Mean negative log-likelihood a token of each response, nats."""
-    read = Ask(model=model).reading(prompts, responses)
-    return [mean_nll(rows, tokens) for rows, tokens in zip(read, responses, strict=True)]
 
 
 def tuned_curve(
@@ -62,20 +52,12 @@ def tuned_curve(
     for step in range(max(budgets) + 1):
         if step:
             chosen = torch.randint(len(own), (TUNING_BATCH,), generator=generator).tolist()
-            _tune(tuned, optimiser, [own[n] for n in chosen])
+            loss = answer_loss(tuned, [own[n] for n in chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
             say(1)
         if step in budgets:
-            nll = response_nll(tuned, prompts, responses)
+            nll = Ask(model=tuned).nll(prompts, responses)
             tables.append(pd.DataFrame({"steps": step, "row": np.arange(len(nll)), "nll": nll}))
     return pd.concat(tables)
-
-
-def _tune(
-    model: LanguageModel, optimiser: torch.optim.Optimizer, pairs: Sequence[tuple[Row, Row]]
-) -> None:
-    logits = torch.cat([rows.float() for rows in answer_logits(model, pairs)])
-    wanted = torch.tensor([token for _, answer in pairs for token in answer], device=logits.device)
-    loss = torch.nn.functional.cross_entropy(logits, wanted)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()

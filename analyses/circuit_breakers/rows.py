@@ -5,7 +5,7 @@ request cut from the left and the response from the right (as published: 512 + 5
 a response the row ends with the user's last word: nothing is put into the assistant's mouth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from probe.errors import UserError
 from probe.language import LanguageModel
-from probe.prompt_sets import PROBES, Row, instruction_ending, write_rows
+from probe.prompt_sets import PROBES, Row, common_beginning, instruction_ending, write_rows
 
 Masking = Literal["padding", "first", "shared"]
+ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +59,7 @@ class Batch:
 
 def shared_tokens(model: LanguageModel) -> int:
     """Tokens that all prompts begin with."""
-    first, second = write_rows(model, PROBES)
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), 0)
+    return common_beginning(*write_rows(model, PROBES))
 
 
 def token_rows(
@@ -121,3 +120,10 @@ def batch_of(rows: Sequence[TokenRow], masking: Masking, *, length: int = 0) -> 
         start = {"padding": 0, "first": 1, "shared": max(1, row.shared)}[masking]
         counted[number, start:n] = True
     return Batch(tokens=tokens, attended=attended, counted=counted)
+
+
+def row_batches(rows: Sequence[TokenRow]) -> Iterator[tuple[Sequence[TokenRow], Batch]]:
+    """A few rows at a time, in order, with all their tokens counted."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        yield some, batch_of(some, "padding")

@@ -21,14 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analyses.circuit_breakers.losses import States
-from analyses.circuit_breakers.rows import Batch, TokenRow, batch_of
+from analyses.circuit_breakers.rows import Batch, TokenRow, batch_of, row_batches
 from probe.capture import reading
 from probe.errors import UserError
 from probe.language import LanguageModel
 from probe.runs import atomic_path
 from probe.sites import Site
-
-ROWS_AT_ONCE = 8
 
 
 @contextlib.contextmanager
@@ -135,9 +133,8 @@ def store_reference(
         return
     found: list[Float[Tensor, "n e d"]] = []
     with first_blocks(model, blocks):
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            some = rows[start : start + ROWS_AT_ONCE]
-            states = run_states(model, batch_of(some, "padding"))
+        for some, batch in row_batches(rows):
+            states = run_states(model, batch)
             states = states if entries is None else states[list(entries)]
             found += [
                 states[:, i, : len(row.ids)].transpose(0, 1).cpu() for i, row in enumerate(some)

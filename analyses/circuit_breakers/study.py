@@ -17,9 +17,10 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from analyses.benchmark import find_sae
+from analyses.benchmark import find_sae, find_stream_saes
 from analyses.cells import Tables, kept, kept_run
 from analyses.circuit_breakers.capability import read_choices
+from analyses.circuit_breakers.concepts import find_concept
 from analyses.circuit_breakers.features import readding
 from analyses.circuit_breakers.figures import figures
 from analyses.circuit_breakers.findings import numbers, verdicts
@@ -52,8 +53,6 @@ from probe.language import LanguageModel
 from probe.lora import merged_adapter
 from probe.models import load_language_model, model_name, weights_checksum
 from probe.runs import Run, sha256_file
-from probe.sites import parse_site
-from saes.folder import load_sae
 from saes.memory import keep_freed_memory
 from saes.recipe_saes import LoadedSae, sae_reference
 from saes.recipes import write_recipe
@@ -110,7 +109,7 @@ def seconds_by_part(config: Config, settings: Settings, training: Training) -> d
     """Seconds of each part, for SmolLM2 on two cores."""
     n_concepts, n_ablations = len(settings.concepts), n_of_ablations(config, settings, training)
     n_subjects = n_concepts + (config.harmful is not None)
-    runs = n_subjects * settings.seeds
+    runs, deep = n_subjects * settings.seeds, n_subjects * min(settings.seeds, settings.deep_seeds)
     size = 2 * training.batch * (training.request_length + training.response_length) / 1024
     soft = max(settings.soft_steps) * SECONDS["soft"]
     found = {
@@ -121,8 +120,8 @@ def seconds_by_part(config: Config, settings: Settings, training: Training) -> d
         + (2 * runs * settings.questions * SECONDS["question"] if config.choices else 0),
         "inside": runs * SECONDS["inside"],
         "probes": runs * SECONDS["probes"],
-        "features": runs * len(config.saes) * SECONDS["features"],
-        "robustness": (runs + n_subjects) * 2 * max(settings.tuning_steps) * SECONDS["tuning"],
+        "features": deep * len(config.saes) * SECONDS["features"],
+        "robustness": (deep + n_subjects) * 2 * max(settings.tuning_steps) * SECONDS["tuning"],
         "ablations": n_ablations * SECONDS["brief"],
     }
     always = ("writing", "training")
@@ -139,24 +138,18 @@ def measure(config: Config, root: Path) -> Measured:
         UserError: there is no such model, layer, SAE or file, or a set is empty or overlaps.
         Failure: a file is damaged, or a loss was not finite.
     """
+    return prepared(config, root).measured()
+
+
+def prepared(config: Config, root: Path) -> "_Study":
+    """A study whose options, files, SAEs and layers have been looked at. Raises as `measure`."""
     settings, training = settle(config)
-    saes = find_saes(config, root)
+    saes = find_stream_saes(config.saes, config.model, root)
     check_files(config, settings)
     keep_freed_memory()
     model = load_language_model(config.model, dtype="auto", device=config.device)
     check_layers(model, training)
-    study = _Study(config, settings, training, root, model, saes)
-    found: dict[str, list[pd.DataFrame]] = {}
-    with tqdm(total=study.n_cells, desc="circuit breakers", unit="part") as bar:
-        study.bar = bar
-        for table, rows in study.everything():
-            found.setdefault(table, []).append(rows)
-    return Measured(
-        config=config, settings=settings, training=training, model=model_name(config.model),
-        n_layers=model.n_layers, subjects=tuple(study.subjects), adapters=study.adapters,
-        tables={name: pd.concat(rows, ignore_index=True) for name, rows in found.items()},
-        notes=tuple(study.notes),
-    )  # fmt: skip
+    return _Study(config, settings, training, root, model, saes)
 
 
 def check_layers(model: LanguageModel, training: Training) -> None:
@@ -185,26 +178,6 @@ def _harmful(config: Config, settings: Settings) -> Subject:
     )  # fmt: skip
 
 
-def find_saes(config: Config, root: Path) -> dict[str, LoadedSae]:
-    """The SAEs that the options name, by folder name.
-
-    Raises `UserError` where one is of another model, or of no layer's residual stream.
-    """
-    found = {}
-    for spec in config.saes:
-        run = find_sae(spec, root)
-        described, site = run.config["model"], parse_site(run.config["site"])
-        if (described["spec"], described.get("random_weights")) != (config.model, None):
-            raise UserError(
-                f"{run.path.name} is an SAE of {described['spec']} and the study is about "
-                f"{config.model} with its own weights; name SAEs of that model."
-            )
-        if site.kind not in ("resid_pre", "resid_post"):
-            raise UserError(f"{run.path.name} reads {site}; name SAEs of the residual stream.")
-        found[run.path.name] = LoadedSae(run=run, sae=load_sae(run.path), site=str(site))
-    return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trained:
     """A training run: its name, constants, and where its adapter is."""
@@ -224,7 +197,7 @@ class _Study:
         training: Training,
         root: Path,
         model: LanguageModel,
-        saes: dict[str, LoadedSae],
+        saes: dict[str, Run],
     ) -> None:
         self.config, self.settings, self.training, self.root = config, settings, training, root
         self.model, self.saes = model, saes
@@ -234,11 +207,25 @@ class _Study:
         self.notes: list[str] = []
         self.bar: Any = None
 
+    def measured(self) -> Measured:
+        """Everything, what is kept and what has to be measured."""
+        found: dict[str, list[pd.DataFrame]] = {}
+        with tqdm(total=self.n_cells, desc="circuit breakers", unit="part") as self.bar:
+            for table, rows in self.everything():
+                found.setdefault(table, []).append(rows)
+        return Measured(
+            config=self.config, settings=self.settings, training=self.training,
+            model=model_name(self.config.model), n_layers=self.model.n_layers,
+            subjects=tuple(self.subjects), adapters=self.adapters,
+            tables={name: pd.concat(rows, ignore_index=True) for name, rows in found.items()},
+            notes=tuple(self.notes),
+        )  # fmt: skip
+
     @property
     def n_cells(self) -> int:
         """Cells that there are in all."""
-        other = ("ablations", "features", *DEEP)
-        each = sum(part not in other for part in self.config.parts)
+        parts = set(self.config.parts)
+        each = len(parts - {"ablations", "features", *DEEP}) + ({"outputs", "probes"} <= parts)
         deep = sum(part in DEEP for part in self.config.parts)
         deep += len(self.saes) * ("features" in self.config.parts)
         twice = [part for part in ("outputs", "robustness") if part in self.config.parts]
@@ -290,8 +277,7 @@ class _Study:
         return subject
 
     def _written(self, name: str, sizes: tuple[int, int]) -> pd.DataFrame:
-        concept = Subject(name=name, passages=passages_of(EMPTY)).concept
-        assert concept is not None
+        concept = find_concept(name)
         asked = {
             "sizes": sizes, "tokens": self.settings.tokens, "concept": asdict(concept), "seed": 0
         }  # fmt: skip
@@ -454,27 +440,18 @@ class _Study:
                 outputs = rows if table == "outputs" else outputs
                 yield table, rows
         if outputs is not None and "probes" in self.config.parts:
-            yield from self._detection(bench, asked, outputs, seed)
+            yield from self._measured(
+                bench, "detection",
+                asked | self._judging(bench) | self._settled("test", "tokens", "mlp_layers"),
+                lambda: bench.detection(outputs, seed), MAIN, seed,
+            )  # fmt: skip
         if "features" in self.config.parts and seed < self.settings.deep_seeds:
-            for one in self.saes.values():
-                known = asked | {"sae": sae_reference(one.run).weights}
+            for sae in self.saes.values():
+                known = asked | {"sae": sae_reference(sae).weights}
                 yield from self._measured(
                     bench, "features", known,
-                    lambda one=one: bench.features(broken(), one, seed), MAIN, seed,
+                    lambda sae=sae: bench.features(broken(), LoadedSae.of(sae), seed), MAIN, seed,
                 )  # fmt: skip
-
-    def _detection(
-        self, bench: Bench, asked: dict[str, Any], outputs: pd.DataFrame, seed: int
-    ) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The probe as the defence; a cell of its own, since it needs the outputs."""
-        settled = self._judging(bench) | self._settled("test", "tokens", "mlp_layers")
-        tables = self._kept(
-            "detection", bench.subject.name,
-            asked | settled | {"passages": rows_digest_of(bench)},
-            lambda: bench.detection(outputs, seed),
-        )  # fmt: skip
-        for name, table in tables.items():
-            yield name, table.assign(subject=bench.subject.name, run=MAIN, seed=seed)
 
     def _choices(self) -> str | None:
         path = self.config.choices
@@ -506,7 +483,6 @@ TUNED = {"rate": TUNING_LR, "batch": TUNING_BATCH}
 DEEP = ("robustness",)
 """Parts that, beside `features`, are measured of the first `deep_seeds` runs alone."""
 STATES = "states.safetensors"
-EMPTY = pd.DataFrame(columns=["part", "set", "request", "response", "topic"])
 
 
 def rows_digest_of(bench: Bench) -> str:
@@ -521,28 +497,26 @@ def rows_digest_of(bench: Bench) -> str:
 
 def run(config: Config, root: Path) -> Run:
     """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
-    settings, training = settle(config)
-    check_files(config, settings)
-    check_layers(load_language_model(config.model, device="cpu"), training)
-    saes = {name: sae_reference(one.run).weights for name, one in find_saes(config, root).items()}
+    study = prepared(config, root)
+    saes = {name: sae_reference(sae).weights for name, sae in study.saes.items()}
     files = {
         name: None if path is None else sha256_file(path)
         for name, path in ((f.name, getattr(config, f.name)) for f in fields(Config))
         if name in ("harmful", "harmful_test", "ordinary", "near_misses", "choices")
     }
-    asked = asdict(config) | asdict(settings) | files | {
-        "training": asdict(training), "kind": "report", "schema": 1, "study": "circuit-breakers",
-        "saes": saes, "weights": weights_checksum(config.model),
+    asked = asdict(config) | asdict(study.settings) | files | {
+        "training": asdict(study.training), "kind": "report", "schema": 1,
+        "study": "circuit-breakers", "saes": saes, "weights": weights_checksum(config.model),
     }  # fmt: skip
     for name in ("device", "store_gb"):
         del asked[name]
     folder = Run.create(root / "reports" / "circuit-breakers", model_name(config.model), asked)
     with folder.lock():
         if not folder.complete:
-            measured = measure(config, root)
+            measured = study.measured()
             write_recipes(measured, root, folder.path / "recipes")
             report = make_report(measured)
-            report.write(folder, inputs=saes, seeds={"seeds": settings.seeds})
+            report.write(folder, inputs=saes, seeds={"seeds": study.settings.seeds})
     return folder
 
 
@@ -556,8 +530,7 @@ def write_recipes(measured: Measured, root: Path, folder: Path) -> None:
         ["subject", "seed", "sae"]
     ):
         adapter = root / measured.adapters[f"{subject}, seed {seed}"]
-        run = find_sae(str(sae), root)
-        loaded = LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
+        loaded = LoadedSae.of(find_sae(str(sae), root))
         ordered = rows.sort_values("rank")
         recipe = readding(
             str(adapter), loaded, ordered["feature"].tolist(), ordered["original"].tolist()

@@ -7,10 +7,9 @@ import pandas as pd
 
 from analyses.cells import Frame, select
 from analyses.circuit_breakers.findings import let_through
-from analyses.circuit_breakers.measured import HARMFUL, MAIN, ORIGINAL, Measured
+from analyses.circuit_breakers.measured import HARMFUL, KEPT, MAIN, ORIGINAL, Measured
 from analyses.circuit_breakers.numbers import (
     ATTACKS,
-    KEPT,
     ablation,
     ablation_names,
     ablation_state,
@@ -61,13 +60,9 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in made.items() if len(table)}
 
 
-def words(estimate: Estimate | None) -> str:
-    """An estimate with its interval, to three digits."""
-    if estimate is None:
-        return "-"
-    if estimate.low is None:
-        return f"{estimate.value:.3g}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+def shown(estimate: Estimate | None) -> str:
+    """An estimate in a cell of a table."""
+    return "-" if estimate is None else str(estimate)
 
 
 def states(measured: Measured) -> pd.DataFrame:
@@ -77,7 +72,7 @@ def states(measured: Measured) -> pd.DataFrame:
     for subject in measured.subjects:
         for name in ("concept", *KEPT):
             values = {
-                f"cosine, layer {layer}": words(
+                f"cosine, layer {layer}": shown(
                     crossed(at_layers(measured, name, (layer,), (subject,)), "cosine")
                 )
                 for layer in (control, *targets, measured.n_layers)
@@ -102,9 +97,9 @@ def attacks(measured: Measured) -> pd.DataFrame:
                 continue
             rows.append(
                 {
-                    "broken": subject, "attack": attack, "complies, original": words(before),
-                    "complies, broken": words(after),
-                    "rise of the answers' NLL": words(rise(measured, attack, of)),
+                    "broken": subject, "attack": attack, "complies, original": shown(before),
+                    "complies, broken": shown(after),
+                    "rise of the answers' NLL": shown(rise(measured, attack, of)),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -149,7 +144,7 @@ def capability(measured: Measured) -> pd.DataFrame:
                         "broken": subject, "measure": what,
                         "original": float(some["original"].mean()),
                         "broken model": float(some["broken"].mean()),
-                        "difference": words(crossed_interval(change)),
+                        "difference": shown(crossed_interval(change)),
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -166,16 +161,16 @@ def ablation_table(measured: Measured) -> pd.DataFrame:
         rows.append(
             {
                 "training": run, "seeds": seeds,
-                "cosine, concept": words(ablation_state(measured, run, "concept", targets)),
-                "cosine, ordinary": words(ablation_state(measured, run, "ordinary", targets)),
-                "cosine, near misses": words(ablation_state(measured, run, "near", targets)),
+                "cosine, concept": shown(ablation_state(measured, run, "concept", targets)),
+                "cosine, ordinary": shown(ablation_state(measured, run, "ordinary", targets)),
+                "cosine, near misses": shown(ablation_state(measured, run, "near", targets)),
             }
             | {
-                f"NLL rise, {measure}": words(_crossed(ablation(measured, run, measure)))
+                f"NLL rise, {measure}": shown(_crossed(ablation(measured, run, measure)))
                 for measure in ("concept", "prefill", "few-shot")
             }
             | {
-                measure: words(_crossed(ablation(measured, run, measure)))
+                measure: shown(_crossed(ablation(measured, run, measure)))
                 for measure in ("KL: near", "KL: ordinary")
             }
         )  # fmt: skip
@@ -209,7 +204,7 @@ def probe_or_control(measured: Measured) -> pd.DataFrame:
         rows.append(
             {
                 "against": "concepts", "defence": name, "threshold": "matched",
-                "lets through": words(mean_interval(values)),
+                "lets through": shown(mean_interval(values)),
             }
         )  # fmt: skip
     return pd.DataFrame(rows + _rerouting_row(measured, subjects))
@@ -223,7 +218,7 @@ def _rerouting_row(measured: Measured, subjects: list[str]) -> list[dict[str, ob
         {
             "against": "concepts", "defence": "rerouting", "threshold": "-",
             "ordinary and near misses flagged": float(1 - kept["coherent"].mean()),
-            "lets through": words(answers_of_words(measured, subjects)),
+            "lets through": shown(answers_of_words(measured, subjects)),
         }
     ]  # fmt: skip
 
@@ -273,9 +268,9 @@ def wearing(measured: Measured) -> pd.DataFrame:
             rows.append(
                 {
                     "worn down by": name, "number": n,
-                    "NLL, original": words(mean_interval(before[n])),
-                    "NLL, broken": words(mean_interval(values)),
-                    "back": words(recovered(broken[0], values, before[0])) if n else "-",
+                    "NLL, original": shown(mean_interval(before[n])),
+                    "NLL, broken": shown(mean_interval(values)),
+                    "back": shown(recovered(broken[0], values, before[0])) if n else "-",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -319,8 +314,8 @@ def putting_back(measured: Measured) -> pd.DataFrame:
                 rows.append(
                     {
                         "sae": sae, "put back": CHANGES[change], "features": str(n or "-"),
-                        "NLL": words(mean_interval(values)),
-                        "back": words(recovered(broken, values, original)),
+                        "NLL": shown(mean_interval(values)),
+                        "back": shown(recovered(broken, values, original)),
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)

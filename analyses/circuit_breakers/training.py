@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from analyses.circuit_breakers.losses import (
+    TINY,
     States,
     cosines,
     lengths,
@@ -184,7 +184,7 @@ class Trainer:
             loss = found["breaking_term"] + found["retain_term"]
             if not torch.isfinite(loss):
                 raise Failure(
-                    f"the loss was {float(loss)} at step {t} of {self.training.steps}; the last "
+                    f"the loss was {loss.item()} at step {t} of {self.training.steps}; the last "
                     "good checkpoint is kept. Train with a smaller --lr or --alpha."
                 )
             self.optimiser.zero_grad()
@@ -247,7 +247,7 @@ class Trainer:
             mask = batch.counted.to(self.model.device)
             after = run_states(self.model, batch)[self.targets]
             found[f"{name}_cos"] = float(masked_mean(cosines(after, before), mask))
-            ratio = lengths(after.float()) / lengths(before.float()).clamp(min=1e-8)
+            ratio = lengths(after.float()) / lengths(before.float()).clamp(min=TINY)
             found[f"{name}_norm"] = float(masked_mean(ratio, mask))
         return found
 
@@ -280,13 +280,8 @@ class Trainer:
         """Write the adapter and the log; checkpoints are not needed any more."""
         save_adapter(self.adapted, folder / ADAPTER)
         with atomic_path(folder / LOG) as temporary:
-            log_table(self.log).to_parquet(temporary, index=False)
+            pd.DataFrame(self.log).to_parquet(temporary, index=False)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
-
-
-def log_table(log: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The log as a table; held-out columns are missing between looks."""
-    return pd.DataFrame(list(log))
 
 
 def draw(rows: TrainingRows, training: Training, seed: int, t: int) -> tuple[list[int], list[int]]:

@@ -52,7 +52,6 @@ from analyses.collapse.theory import (
 )
 from analyses.report import Verdict
 from analyses.statistics import (
-    Estimate,
     mean_interval,
     paired_difference,
     proportion_interval,
@@ -83,18 +82,6 @@ def verdicts(measured: Measured) -> list[Verdict]:
         if part in parts:
             found += list(of(measured))
     return [verdict for verdict in found if verdict is not None]
-
-
-def _verdict(
-    claim: str, statistic: str, estimate: Estimate, *, above: float | int | None = None,
-    below: float | int | None = None,
-) -> Verdict:  # fmt: skip
-    """A claim that holds where the whole interval lies on one side of a bound."""
-    holds = estimate.above(above) if above is not None else estimate.below(below or 0.0)
-    return Verdict(
-        claim=claim, statistic=statistic, value=estimate.value, low=estimate.low,
-        high=estimate.high, holds=holds,
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- theory
@@ -132,7 +119,7 @@ def _theory(measured: Measured) -> Iterator[Verdict]:
         if line.name == "none":
             slopes_by_seed = by_decade(line.lengths[2:], np.log10(line.values[:, 2:].numpy()))
             estimate = mean_interval(slopes_by_seed)
-            yield _verdict(
+            yield Verdict.of(
                 "One attention layer without positions (figure 10): n and n + 1 tokens come "
                 "together as 1 / n.",
                 "slope of log distance over log n, 100 to 5,000; mean over seeds", estimate,
@@ -175,32 +162,32 @@ def _fall(measured: Measured) -> Iterator[Verdict | None]:
     span = f"n from {SLOPE_FROM} to {min(SLOPE_TO, measured.settings.longest)}"
     ones, digits = (distances(measured, name) for name in ("ones", "digits"))
     if len(ones):
-        yield _verdict(
+        yield Verdict.of(
             "Collapse: the last tokens of n and n + 1 ones come together as n grows.",
             f"slope of log distance over log n, {span}", mean_interval(slopes(ones)), below=0,
         )  # fmt: skip
         longest = max(ones.columns)
         if longest > SLOPE_TO:
             later = ones[longest] / ones[[n for n in ones.columns if 400 < n <= SLOPE_TO]].mean(1)
-            yield _verdict(
+            yield Verdict.of(
                 f"Collapse goes on to n = {longest:,}.",
                 f"distance there over the mean of n from 400 to {SLOPE_TO:,}", geometric(later),
                 below=1,
             )  # fmt: skip
     if len(ones) and len(digits):
-        yield _verdict(
+        yield Verdict.of(
             "Random digits ending in 1 against 11 collapse less than ones.",
             f"slope of the digits less that of the ones, {span}",
             paired_difference(slopes(digits), slopes(ones)), above=0,
         )  # fmt: skip
-        yield _verdict(
+        yield Verdict.of(
             "In long sequences the random digits' distance is an order of magnitude larger.",
             f"distance of digits over that of ones, n of {LONG} or more",
             as_ratio(mean_interval(log_ratios(digits, ones))), above=10,
         )  # fmt: skip
     twin = distances(measured, "ones", {"weights": "twin"})
     if len(ones) and len(twin):
-        yield _verdict(
+        yield Verdict.of(
             "Collapse is learned: with random weights the distance of ones falls less steeply.",
             "slope of the random-weight twin less that of the trained model",
             paired_difference(slopes(twin), slopes(ones)), above=0,
@@ -210,7 +197,7 @@ def _fall(measured: Measured) -> Iterator[Verdict | None]:
 def _commas(measured: Measured) -> Iterator[Verdict | None]:
     commas, copying = (distances(measured, name) for name in ("commas", "copying"))
     if len(commas) and len(copying):
-        yield _verdict(
+        yield Verdict.of(
             "Commas help: with a comma every third digit n and n + 1 stay apart.",
             f"distance with commas over that without, n of {LONG} or more",
             as_ratio(mean_interval(log_ratios(commas, copying))), above=1,
@@ -218,7 +205,7 @@ def _commas(measured: Measured) -> Iterator[Verdict | None]:
     same = {"more": PHASE}
     commas, ones = (distances(measured, name, same) for name in ("commas", "ones"))
     if len(commas) and len(ones):
-        yield _verdict(
+        yield Verdict.of(
             f"Commas help at the same phase of a group too (n against n + {PHASE}).",
             f"distance with commas over that of ones without, n of {LONG} or more",
             as_ratio(mean_interval(log_ratios(commas, ones))), above=1,
@@ -247,7 +234,7 @@ def _controls(measured: Measured) -> Iterator[Verdict | None]:
         ratio = as_ratio(mean_interval(log_ratios(other, ones)))
         statistic = f"distance over that of the plain prompt, n of {LONG} or more"
         if how == "above":
-            yield _verdict(claim, statistic, ratio, above=1)
+            yield Verdict.of(claim, statistic, ratio, above=1)
         else:
             yield Verdict(
                 claim=claim, statistic=statistic, value=ratio.value, low=ratio.low,
@@ -270,7 +257,7 @@ def _precision(measured: Measured) -> Iterator[Verdict | None]:
         equal = long.groupby("unit")["same_hidden"].mean().to_numpy().astype(float)
         coordinates = long["equal_coordinates"].mean()
         top = long["same_top"].mean()
-        yield _verdict(
+        yield Verdict.of(
             f"In {format}, n and n + 1 ones become equal.",
             f"share of the pairs, n of {LONG} or more, whose last hidden state is equal bit for "
             f"bit ({100 * coordinates:.2g} % of its coordinates are, and the likeliest next token "
@@ -288,7 +275,7 @@ def _floor(measured: Measured, format: str) -> Verdict:
     floor = select(at, {"format": format}).groupby("unit")["floor"].mean()
     crossing = floor_crossing(measured, "ones", format)
     words = "at no length" if crossing is None else f"from n = {crossing:,} on"
-    return _verdict(
+    return Verdict.of(
         f"In {format}, what tells n from n + 1 ones is lost in rounding.",
         f"exact distance over the format's own error, n above {longest // 2:,} (below 1 {words})",
         geometric((exact / floor).to_numpy()), below=1,
@@ -303,18 +290,18 @@ def _paths(measured: Measured) -> Iterator[Verdict | None]:
         rows = sensitivity(measured, of)
         if not len(rows):
             continue
-        yield _verdict(
+        yield Verdict.of(
             f"Early tokens are the more sensitive ones ({words}).", EARLY,
             as_ratio(mean_interval(early_over_late(rows))), above=1,
         )  # fmt: skip
         yield from _predicted(rows, words)
     twin = sensitivity(measured, "ones", weights="twin")
     if len(twin):
-        yield _verdict(
+        yield Verdict.of(
             "Early tokens are the more sensitive ones in the random-weight twin (ones).", EARLY,
             as_ratio(mean_interval(early_over_late(twin))), above=1,
         )  # fmt: skip
-        yield _verdict(
+        yield Verdict.of(
             "Path sums as Proposition B.8 scales them predict which tokens are sensitive in the "
             "random-weight twin (ones).",
             "rank correlation with the gradient, over tokens",
@@ -335,14 +322,14 @@ def _predicted(rows: Any, words: str) -> Iterator[Verdict]:
         ("beta 10", "with attention counted a tenth"),
     ):
         held = rank_correlations(rows, column, "frozen").mean()
-        yield _verdict(
+        yield Verdict.of(
             f"Path sums {name} predict which tokens are sensitive ({words}).",
             "rank correlation with the gradient, over tokens (with attention weights held constant "
             f"{held:.2f})",
             mean_interval(rank_correlations(rows, column, "gradient")), above=0,
         )  # fmt: skip
     own, uniform = (rank_correlations(rows, name, "gradient") for name in ("beta 10", "uniform"))
-    yield _verdict(
+    yield Verdict.of(
         f"The model's own attention predicts more than position alone ({words}).",
         "rank correlation of its path sums, attention counted a tenth, less that of uniform "
         "attention's",
@@ -358,16 +345,16 @@ def _behaviour(measured: Measured) -> Iterator[Verdict | None]:
     hinted = margins_of(measured, {"end": "last", "hint": True})
     if len(last) and len(first):
         lengths = f"sequences of {LONG} digits or more"
-        yield _verdict(
+        yield Verdict.of(
             "The first digit is copied better than the last.",
             f"margin of the first less that of the last, nats, {lengths}",
             paired_difference(long_mean(first), long_mean(last)), above=0,
         )  # fmt: skip
-        yield _verdict(
+        yield Verdict.of(
             "A hint helps to copy the last digit.", f"margin with the hint less without, {lengths}",
             paired_difference(long_mean(hinted), long_mean(last)), above=0,
         )  # fmt: skip
-        yield _verdict(
+        yield Verdict.of(
             "The last digit's margin falls as the sequence grows.",
             f"nats for each factor of ten in length, from {min(last.columns)} to "
             f"{max(last.columns)} digits",
@@ -375,7 +362,7 @@ def _behaviour(measured: Measured) -> Iterator[Verdict | None]:
         )  # fmt: skip
     counting = measured.table("counting")
     if len(counting):
-        yield _verdict(
+        yield Verdict.of(
             "The true count is favoured over the next one.",
             "margin, nats, over lengths and four sorts of counting",
             mean_interval(counting["margin"].to_numpy()), above=0,
@@ -393,7 +380,7 @@ def _features(measured: Measured) -> Iterator[Verdict | None]:
             continue
         short = told[[n for n in told.columns if n <= SHORT]].mean(axis=1).to_numpy()
         long = long_mean(told)
-        yield _verdict(
+        yield Verdict.of(
             f"Fewer features tell n from n + 1 ones as n grows ({words}).",
             f"number that tell at n of {LONG} or more (mean {long.mean():,.0f}) less that at n of "
             f"{SHORT} or less ({short.mean():,.0f})",
@@ -429,7 +416,7 @@ def _counts(measured: Measured) -> Verdict | None:
     in_twin = int(twin["count"].sum()) if len(twin) else 0
     share = proportion_interval(int(total["count"]), int(total["ones"]))
     base = total["all_words"] / 2 / n_features(measured)
-    return _verdict(
+    return Verdict.of(
         "Features that follow n in ones keep a count: they follow it in words the same way, and "
         "not the position in random digits, more often than others follow n in words.",
         f"share of the {int(total['ones']):,} that follow n in ones ({int(total['count'])} do; "
@@ -449,7 +436,7 @@ def _remedies(measured: Measured) -> Iterator[Verdict | None]:
     for remedy, claim in remedy_claims(measured):
         found = remedy_margins(measured, remedy)
         if len(found):
-            yield _verdict(
+            yield Verdict.of(
                 claim, "last digit's margin less that without the remedy, nats",
                 paired_difference(found.mean(axis=1).to_numpy(), plain.mean(axis=1).to_numpy()),
                 above=0,
@@ -483,7 +470,7 @@ def _clamped(measured: Measured) -> Iterator[Verdict]:
     if not len(clamped):
         return
     own = clamped.mean(axis=1).to_numpy()
-    yield _verdict(
+    yield Verdict.of(
         "Remedy: setting the separator feature behind every third digit raises the last digit's "
         "margin.",
         "margin less that without, nats", paired_difference(own, plain.mean(axis=1).to_numpy()),
@@ -491,7 +478,7 @@ def _clamped(measured: Measured) -> Iterator[Verdict]:
     )  # fmt: skip
     for control in ("random direction", "random feature"):
         others = remedy_margins(measured, control, lengths).mean(axis=1).to_numpy()
-        yield _verdict(
+        yield Verdict.of(
             f"The separator feature does more than a {control} of the same size.",
             "difference of margins, nats", paired_difference(own, others), above=0,
         )  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from analyses.benchmark import find_sae
+from analyses.benchmark import find_stream_saes
 from analyses.cells import Tables, kept
 from analyses.collapse import parts
 from analyses.collapse.families import find_family
@@ -39,13 +39,10 @@ from analyses.collapse.tables import tables
 from analyses.collapse.text import text
 from analyses.report import Report
 from probe.attention import AS_IT_IS, Visible
-from probe.errors import UserError
 from probe.growing import check_readings
 from probe.language import LanguageModel
 from probe.models import load_language_model, model_name, weights_checksum
 from probe.runs import Run
-from probe.sites import parse_site
-from saes.folder import load_sae
 from saes.recipe_saes import LoadedSae, sae_reference
 
 __all__ = ["Config", "estimate", "figures", "measure", "run"]
@@ -109,8 +106,8 @@ def measure(config: Config, root: Path) -> Measured:
     """
     settings = settle(config)
     saes = {
-        name: LoadedSae(run=run, sae=load_sae(run.path), site=run.config["site"])
-        for name, run in find_saes(config, root).items()
+        name: LoadedSae.of(run)
+        for name, run in find_stream_saes(config.saes, config.model, root).items()
     }
     model = load_language_model(config.model, dtype="float32", device=config.device)
     check_lengths(model, config, settings)
@@ -145,31 +142,6 @@ def _counter(bar: Any, name: str) -> Callable[[int], None]:
         bar.set_postfix_str(f"{name}: {done:,} tokens")
 
     return say
-
-
-def find_saes(config: Config, root: Path) -> dict[str, Run]:
-    """The SAEs that the options name, by folder name.
-
-    Raises `UserError` where one is of another model, or of no layer's residual stream.
-    """
-    found = {}
-    for spec in config.saes:
-        run = find_sae(spec, root)
-        described = run.config["model"]
-        if (described["spec"], described.get("random_weights")) != (config.model, None):
-            raise UserError(
-                f"{run.path.name} is an SAE of {described['spec']}"
-                + ("" if described.get("random_weights") is None else " with random weights")
-                + f" and the study is about {config.model}; name SAEs of that model."
-            )
-        site = parse_site(run.config["site"])
-        if site.kind not in ("resid_pre", "resid_post"):
-            raise UserError(
-                f"{run.path.name} reads {site}; name SAEs of the residual stream "
-                "(resid_pre.L or resid_post.L)."
-            )
-        found[run.path.name] = run
-    return found
 
 
 def check_lengths(model: LanguageModel, config: Config, settings: Settings) -> None:
@@ -356,7 +328,8 @@ class _Study:
 def run(config: Config, root: Path) -> Run:
     """Measure and write the report, or find it; gives its run. Raises as `measure` does."""
     settings = settle(config)
-    saes = {name: sae_reference(run).weights for name, run in find_saes(config, root).items()}
+    named = find_stream_saes(config.saes, config.model, root)
+    saes = {name: sae_reference(sae).weights for name, sae in named.items()}
     asked = asdict(config) | asdict(settings) | {
         "kind": "report", "schema": 1, "study": "collapse", "saes": saes,
         "weights": weights_checksum(config.model),

@@ -31,7 +31,7 @@ from analyses.collapse.numbers import (
 from analyses.collapse.parts import BETAS
 from analyses.collapse.precision import equal_from
 from analyses.collapse.remedies import BASELINE
-from analyses.statistics import Estimate, effect_size, mean_interval, paired_difference
+from analyses.statistics import effect_size, mean_interval, paired_difference
 
 OTHER_SUMS = ("measured beta", "beta 10, first token out", "uniform")
 CLAMPED = ("separator feature", "random direction", "random feature")
@@ -56,20 +56,13 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in made.items() if len(table)}
 
 
-def words(estimate: Estimate) -> str:
-    """An estimate with its interval, to three digits."""
-    if estimate.low is None:
-        return f"{estimate.value:.3g}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-
-
 def final_distance(measured: Measured) -> pd.DataFrame:
     """Distances of every family at the paper's lengths: n against n + 1."""
     rows = []
     for family in measured.config.families:
         table = distances(measured, family)
         if len(table):
-            at = {f"n = {n:,}": words(geometric(table[n])) for n in PUBLISHED if n in table.columns}
+            at = {f"n = {n:,}": str(geometric(table[n])) for n in PUBLISHED if n in table.columns}
             rows.append({"family": family} | at)
     return pd.DataFrame(rows)
 
@@ -87,8 +80,8 @@ def curves(measured: Measured) -> pd.DataFrame:
         rows.append(
             {"n +" if name == "more" else name: value for name, value in wanted.items()}
             | {
-                "slope": words(mean_interval(slopes(by_length))),
-                f"distance, n of {LONG} or more": words(geometric(long_distances(by_length))),
+                "slope": str(mean_interval(slopes(by_length))),
+                f"distance, n of {LONG} or more": str(geometric(long_distances(by_length))),
                 "same next token": _same_top(table, wanted),
             }
         )
@@ -177,7 +170,7 @@ def copying(measured: Measured) -> pd.DataFrame:
         rows.append(
             wanted
             | {
-                f"margin, {LONG} digits or more": words(mean_interval(long_mean(by_length))),
+                f"margin, {LONG} digits or more": str(mean_interval(long_mean(by_length))),
                 "both choices right": float(long["right"].mean()),
             }
         )
@@ -203,7 +196,7 @@ def counting(measured: Measured) -> pd.DataFrame:
                 "most frequent answer": float(written["answer"].mode().iloc[0])
                 if len(written)
                 else float("nan"),
-                "margin of the true count": words(mean_interval(of["margin"].to_numpy())),
+                "margin of the true count": str(mean_interval(of["margin"].to_numpy())),
             }
         )
     return pd.DataFrame(rows)
@@ -253,10 +246,10 @@ def remedies(measured: Measured) -> pd.DataFrame:
         rows.append(
             {
                 "remedy": name,
-                "margin, nats": words(value),
-                "more than without": words(paired_difference(own, none)),
+                "margin, nats": str(value),
+                "more than without": str(paired_difference(own, none)),
                 "Hedges' g": effect_size(own, none),
-                "distance over plain": "-" if ratio is None else words(ratio),
+                "distance over plain": "-" if ratio is None else str(ratio),
             }
         )
     return pd.DataFrame(rows)

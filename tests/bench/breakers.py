@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from peft import PeftModel
 
 from analyses.circuit_breakers.concepts import find_concept
-from analyses.circuit_breakers.losses import cosines, lengths, masked_mean, schedule
+from analyses.circuit_breakers.losses import Mask, States, cosines, lengths, masked_mean, schedule
 from analyses.circuit_breakers.passages import ordinary_passages
-from analyses.circuit_breakers.rows import TokenRow, batch_of, token_rows
+from analyses.circuit_breakers.rows import Batch, TokenRow, batch_of, token_rows
 from analyses.circuit_breakers.settings import RECIPES
 from analyses.circuit_breakers.states import first_blocks, store_reference
 from analyses.circuit_breakers.training import References, Trainer, TrainingRows, draw
@@ -41,10 +42,8 @@ def rows_of(model: LanguageModel) -> TrainingRows:
 class PlainLoop:
     """Every block, the unembedding and the states before training, at every step, set by set."""
 
-    def __init__(self, model: LanguageModel, rows: TrainingRows, lora: Lora) -> None:
-        self.model, self.rows, self.done = model, rows, 0
-        self.context = lora_adapters(model, lora, seed=0)
-        self.adapted = self.context.__enter__()
+    def __init__(self, model: LanguageModel, rows: TrainingRows, adapted: PeftModel) -> None:
+        self.model, self.rows, self.adapted, self.done = model, rows, adapted, 0
         self.optimiser = torch.optim.AdamW(
             adapter_tensors(self.adapted).values(), lr=TRAINING.lr, weight_decay=0.0
         )
@@ -54,28 +53,24 @@ class PlainLoop:
         self.done += 1
         c_s, c_r = schedule(self.done, 10_000, TRAINING.alpha)
         breaking, retain = draw(self.rows, TRAINING, 0, self.done)
-        loss = torch.zeros(())
-        for rows, weight in (
-            ([self.rows.all_breaking[n] for n in breaking], c_s),
-            ([self.rows.all_retain[n] for n in retain], c_r),
-        ):
-            batch = batch_of(rows, "shared")
-            with torch.no_grad(), self.adapted.disable_adapter():
-                before = self._states(rows)
-            after = self._states(rows)
-            if weight == c_s:
-                targets = list(TRAINING.target_layers)
-                cosine = cosines(after[targets], before[targets]).relu()
-                loss = loss + c_s * masked_mean(cosine, batch.counted)
-            else:
-                moved = lengths(after - before) / lengths(before)
-                loss = loss + c_r * masked_mean(moved, batch.counted)
+        targets = list(TRAINING.target_layers)
+        before, after, counted = self._both([self.rows.all_breaking[n] for n in breaking])
+        cosine = cosines(after[targets], before[targets]).relu()
+        loss = c_s * masked_mean(cosine, counted)
+        before, after, counted = self._both([self.rows.all_retain[n] for n in retain])
+        loss = loss + c_r * masked_mean(lengths(after - before) / lengths(before), counted)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
 
-    def _states(self, rows: list[TokenRow]) -> torch.Tensor:
+    def _both(self, rows: list[TokenRow]) -> tuple[States, States, Mask]:
+        """States without adapters and with them, and the tokens that count."""
         batch = batch_of(rows, "shared")
+        with torch.no_grad(), self.adapted.disable_adapter():
+            before = self._states(batch)
+        return before, self._states(batch), batch.counted
+
+    def _states(self, batch: Batch) -> States:
         given = self.model.model(
             input_ids=batch.tokens, attention_mask=batch.attended.long(), use_cache=False,
             output_hidden_states=True,
@@ -94,7 +89,6 @@ def measure() -> pd.DataFrame:
         load_language_model("smollm2", dtype="float32") for _ in range(3)
     )
     rows = rows_of(model)
-    plain = PlainLoop(plain_model, rows, lora)
     with tempfile.TemporaryDirectory() as folder:
         paths = References(breaking=Path(folder) / "breaking", retain=Path(folder) / "retain")
         assert paths.breaking and paths.retain
@@ -105,9 +99,11 @@ def measure() -> pd.DataFrame:
         with (
             first_blocks(live_model, TRAINING.blocks),
             first_blocks(model, TRAINING.blocks),
+            lora_adapters(plain_model, lora, seed=0) as plain_adapted,
             lora_adapters(live_model, lora, seed=0) as live_adapted,
             lora_adapters(model, lora, seed=0) as adapted,
         ):
+            plain = PlainLoop(plain_model, rows, plain_adapted)
             live = Trainer(live_model, live_adapted, rows, TRAINING, 0, References())
             stored = Trainer(model, adapted, rows, TRAINING, 0, paths)
             return side_by_side(
