@@ -54,7 +54,7 @@ APART = [
 """Numbers to be rerouted, words to be kept: what so small a model tells apart."""
 TINY = Training(
     target_layers=(1,), lora_r=2, lora_dropout=0.1, steps=6, batch=2, lr=1e-2, b_std=0.05,
-    retain="relative", padded_mean=False, masking="shared", borderline=0.5,
+    retain="relative", retain_weight=1.1, padded_mean=False, masking="shared", borderline=0.5,
     request_length=60, response_length=20, gradient_checkpointing=False,
 )  # fmt: skip
 
@@ -311,8 +311,9 @@ def test_training_reroutes_and_leaves_the_model_as_it_was(chatty, tmp_path):
     assert min(last["retain_cos_sim"], last["held_out_retain_cos"]) > 0.7
     looked = log.dropna()
     assert looked["step"].tolist() == [10, 20, 30, 40, 50, 60]
-    c_s, _ = schedule(60, 60, TINY.alpha)
+    c_s, c_r = schedule(60, 60, TINY.alpha)
     assert last["breaking_term"] == pytest.approx(c_s * last["rerouting_loss"], rel=1e-5)
+    assert last["retain_term"] == pytest.approx(1.1 * c_r * last["retain_loss"], rel=1e-5)
     assert not checkpoint_paths(folder)
 
 

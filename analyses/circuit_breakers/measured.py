@@ -90,6 +90,8 @@ class Config:
     """Rank of the adapters."""
     retain: Retain | None = None
     """Whether the retain term is absolute, as published, or relative to the states' lengths."""
+    retain_weight: float | None = None
+    """What the retain term is multiplied with; 1 as published."""
     masking: Masking | None = None
     """Tokens left out of both terms: padding, as published; the first one; or all that every
     prompt begins with (shared)."""

@@ -507,10 +507,11 @@ def ablations(training: Training) -> Mapping[str, tuple[Training, bool]]:
     claimed["half the requests blanked"] = replace(training, blank=0.5)
     one_by_one: dict[str, Training] = {
         "published constants": replace(
-            training, alpha=5.0, lr=1e-4, retain="absolute", padded_mean=True, masking="padding",
-            b_std=0.0, lora_dropout=0.05,
+            training, alpha=5.0, lr=1e-4, retain="absolute", retain_weight=1.0, padded_mean=True,
+            masking="padding", b_std=0.0, lora_dropout=0.05,
         ),
-        "absolute retain term": replace(training, retain="absolute"),
+        "absolute retain term": replace(training, retain="absolute", retain_weight=1.0),
+        "retain weight 1": replace(training, retain_weight=1.0),
         "B begins at 0": replace(training, b_std=0.0),
         "no token masked": replace(training, masking="padding"),
         "only the first token masked": replace(training, masking="first"),

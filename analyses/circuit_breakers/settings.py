@@ -38,6 +38,9 @@ class Training:
     """How far `rmu` sends states, as a multiple of their mean length."""
     retain: Retain = "absolute"
     """Whether the retain term is in units of the states or relative to their length."""
+    retain_weight: float | int = 1.0
+    """What the retain term is multiplied with, beside the schedule; 1 as published, where it is in
+    units of the states and large by itself."""
     padded_mean: bool = True
     """Whether padding counts as zeros in the retain term's mean."""
     masking: Masking = "padding"
@@ -66,12 +69,13 @@ class Training:
                 "name at least one."
             )
         counts = (self.lora_r, self.steps, self.batch, self.request_length, self.response_length)
-        if min(counts) < 1 or min(self.alpha, self.lr) <= 0 or self.b_std < 0:
+        above_0 = (self.alpha, self.lr, self.retain_weight)
+        if min(counts) < 1 or min(above_0) <= 0 or self.b_std < 0:
             raise UserError(
-                "rank, steps, batch and lengths must be at least 1, alpha and rate above 0; got "
-                f"r {self.lora_r}, {self.steps} steps, batch {self.batch}, lengths "
+                "rank, steps, batch and lengths must be at least 1, alpha, rate and retain weight "
+                f"above 0; got r {self.lora_r}, {self.steps} steps, batch {self.batch}, lengths "
                 f"{self.request_length} and {self.response_length}, alpha {self.alpha}, lr "
-                f"{self.lr}, B's deviation {self.b_std}."
+                f"{self.lr}, retain weight {self.retain_weight}, B's deviation {self.b_std}."
             )
         if not (0 <= self.blank <= 1 and 0 <= self.borderline <= 1):
             raise UserError(
@@ -89,9 +93,9 @@ RECIPES: dict[RecipeName, Training] = {
     "mistral-7b": Training(alpha=5.0, borderline=0.53),
     "llama-3-8b": Training(alpha=10.0, borderline=0.45, blank=0.5),
     "smollm2": Training(
-        alpha=10.0, lr=3e-3, steps=30, batch=4, lora_dropout=0.0, retain="relative",
-        padded_mean=False, masking="shared", b_std=0.01, request_length=64, response_length=64,
-        gradient_checkpointing=False,
+        alpha=10.0, lr=5e-3, steps=30, batch=4, lora_dropout=0.0, retain="relative",
+        retain_weight=10.0, padded_mean=False, masking="shared", b_std=0.01, request_length=64,
+        response_length=64, gradient_checkpointing=False,
     ),
 }  # fmt: skip
 """The published constants (spec of the official code), and those that work on SmolLM2 with two

@@ -32,7 +32,10 @@ def _trained(measured: Measured) -> str:
     training = measured.training
     changes = []
     if training.retain == "relative":
-        changes.append("the retain term is relative to each state's length")
+        changes.append(
+            "the retain term is relative to each state's length and weighs "
+            f"{training.retain_weight:g} times as much"
+        )
     if training.b_std:
         changes.append(f"B begins at random values of deviation {training.b_std:g} instead of 0")
     if training.masking == "shared":

@@ -226,7 +226,7 @@ class Trainer:
         )  # fmt: skip
         return {
             "rerouting_loss": broken.detach(), "retain_loss": kept_loss.detach(),
-            "breaking_term": c_s * broken, "retain_term": c_r * kept_loss,
+            "breaking_term": c_s * broken, "retain_term": c_r * training.retain_weight * kept_loss,
             "cb_cos_sim": masked_mean(cosines(rerouted, before[0]), masks[0]).detach(),
             "retain_cos_sim": masked_mean(
                 cosines(kept[self.targets], before[1][self.targets]), masks[1]
