@@ -33,7 +33,7 @@ from analyses.circuit_breakers.capability import (
 )
 from analyses.circuit_breakers.concepts import CONCEPTS
 from analyses.circuit_breakers.features import difference, putting_back, read_row, readding
-from analyses.circuit_breakers.inside import changes
+from analyses.circuit_breakers.inside import change_tables, changes
 from analyses.circuit_breakers.judging import (
     Judge,
     Limits,
@@ -288,6 +288,10 @@ def test_states_that_have_not_changed_have_cosine_and_length_1(chatty, moved):
         assert change.cosine.shape == (3, len(row.ids) - row.shared)
         assert change.start == row.shared - row.answer
     different = next(iter(changes(chatty, moved, rows)))
+    layers = change_tables(chatty, moved, {"some": rows})["layers"]
+    first = layers[layers["row"] == 0].sort_values("layer")
+    np.testing.assert_allclose(first["cosine"], different.cosine.mean(1))
+    np.testing.assert_allclose(first["last_cosine"], different.cosine[:, -1])
     assert different.cosine[:2] == pytest.approx(1, abs=1e-5) and different.cosine[2].max() < 1
 
 

@@ -145,8 +145,10 @@ def test_ablations_change_one_thing_each():
             f.name for f in dataclasses.fields(one)
             if getattr(one, f.name) != getattr(training, f.name)
         ]  # fmt: skip
-        assert len(changed) == 1 or name == "published constants", name
-    published = found["published constants"][0]
+        assert len(changed) == 1 or name in ("published constants", "absolute retain term"), name
+    absolute, published = found["absolute retain term"][0], found["published constants"][0]
+    as_published = dataclasses.replace(training, retain="absolute", retain_weight=1.0)
+    assert absolute == as_published  # a weight is for a term of that size
     assert (published.retain, published.b_std, published.lr) == ("absolute", 0.0, 1e-4)
 
 

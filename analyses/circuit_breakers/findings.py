@@ -104,6 +104,13 @@ def _states(measured: Measured) -> Iterator[Verdict | None]:
             f"cosine at the target layers, {texts}",
             crossed(at_layers(measured, "concept", targets, of), "cosine"), below=ORTHOGONAL,
         )  # fmt: skip
+        if of == [HARMFUL]:
+            yield _verdict(
+                "They are orthogonal at a prompt's last word, where all of it has been read.",
+                "cosine at the target layers, held-out prompts, last token",
+                crossed(at_layers(measured, "concept", targets, of), "last_cosine"),
+                below=ORTHOGONAL,
+            )  # fmt: skip
         for kept, word in (("ordinary", "Ordinary texts"), ("near", "Near misses")):
             yield _verdict(
                 f"{word} keep their states ({name}).", "cosine at the target layers",

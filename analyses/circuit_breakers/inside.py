@@ -54,7 +54,8 @@ def changes(
 def change_tables(
     original: LanguageModel, broken: LanguageModel, sets: Mapping[str, Sequence[TokenRow]]
 ) -> dict[str, pd.DataFrame]:
-    """Means by layer and row (`layers`), and by layer and token over rows (`profile`)."""
+    """Means by layer and row, and the row's last token (`layers`); means by layer and token over
+    rows (`profile`)."""
     layers, profiles = [], []
     for name, rows in sets.items():
         found = list(changes(original, broken, rows))
@@ -66,6 +67,7 @@ def change_tables(
                         "row": number,
                         "layer": np.arange(len(change.cosine)),
                         "cosine": change.cosine.mean(1),
+                        "last_cosine": change.cosine[:, -1],
                         "log_ratio": np.log(change.ratio.clip(TINY)).mean(1),
                     }
                 )

@@ -77,6 +77,8 @@ def states(measured: Measured) -> pd.DataFrame:
                 )
                 for layer in (control, *targets, measured.n_layers)
             }
+            at_last = crossed(at_layers(measured, name, targets, (subject,)), "last_cosine")
+            values |= {"cosine, targets, last token": shown(at_last)}
             longer = crossed(at_layers(measured, name, targets, (subject,)), "log_ratio")
             if longer is not None:
                 times = {"length over original's, targets": f"{np.exp(longer.value):.3g}"}
