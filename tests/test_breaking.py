@@ -12,7 +12,7 @@ import torch
 from breaker_tree import prompts_of, write_lines
 from collapse_tree import long_llama, untrained_sae
 
-from analyses.cells import Frame
+from analyses.cells import Frame, select
 from analyses.circuit_breakers.asking import (
     Ask,
     after_turns,
@@ -289,7 +289,7 @@ def test_states_that_have_not_changed_have_cosine_and_length_1(chatty, moved):
         assert change.start == row.shared - row.answer
     different = next(iter(changes(chatty, moved, rows)))
     layers = change_tables(chatty, moved, {"some": rows})["layers"]
-    first = layers[layers["row"] == 0].sort_values("layer")
+    first = select(layers, {"row": 0}).sort_values("layer")
     np.testing.assert_allclose(first["cosine"], different.cosine.mean(1))
     np.testing.assert_allclose(first["last_cosine"], different.cosine[:, -1])
     assert different.cosine[:2] == pytest.approx(1, abs=1e-5) and different.cosine[2].max() < 1

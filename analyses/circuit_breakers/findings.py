@@ -246,25 +246,20 @@ def _ablations(measured: Measured) -> Iterator[Verdict | None]:
             difference(ablation(measured, MAIN, "KL: ordinary"),
                        ablation(measured, loss, "KL: ordinary")), below=0,
         )  # fmt: skip
-    yield _verdict(
-        "A retain term that weighs more than the rerouting term protects ordinary text.",
-        "KL on ordinary text at a weight of 1, less that at the recipe's, nats a token",
-        difference(ablation(measured, "retain weight 1", "KL: ordinary"),
-                   ablation(measured, MAIN, "KL: ordinary")), above=0,
-    )  # fmt: skip
-    blanked = "half the requests blanked"
-    yield _verdict(
-        "Blanking requests strengthens the break against begun answers.",
-        "difference of the rises under prefilled answers, nats a token",
-        difference(ablation(measured, blanked, "prefill"), ablation(measured, MAIN, "prefill")),
-        above=0,
-    )  # fmt: skip
-    yield _verdict(
-        "Near misses in the retain set protect near misses.",
-        "KL on near misses without them, less that with them, nats a token",
-        difference(ablation(measured, "no near misses retained", "KL: near"),
-                   ablation(measured, MAIN, "KL: near")), above=0,
-    )  # fmt: skip
+    for claim, of, changed, measure in (
+        ("A retain term that weighs more than the rerouting term protects ordinary text.",
+         "KL on ordinary text at a weight of 1", "retain weight 1", "KL: ordinary"),
+        ("Blanking requests strengthens the break against begun answers.",
+         "rise under prefilled answers with requests blanked", "half the requests blanked",
+         "prefill"),
+        ("Near misses in the retain set protect near misses.",
+         "KL on near misses without them", "no near misses retained", "KL: near"),
+    ):  # fmt: skip
+        yield _verdict(
+            claim, f"{of}, less that of the recipe, nats a token",
+            difference(ablation(measured, changed, measure), ablation(measured, MAIN, measure)),
+            above=0,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- probes
