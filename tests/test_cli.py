@@ -1,5 +1,7 @@
 """The command line as a person meets it: folders on stdout, sentences on stderr, exit statuses."""
 
+import contextlib
+import io
 import json
 import socket
 import subprocess
@@ -33,19 +35,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(place: Path) -> dict[str, str]:
-    """A store, an SAE, its twin, an evaluation and an index, made by the commands themselves."""
+    """A store, an SAE, its twin, an evaluation and an index, made by the commands themselves.
+
+    The first runs as a program of its own, the others in this process: importing takes seconds.
+    """
     root = ("--root", str(place / "artifacts"))
     model, corpus = str(place / "tiny"), str(place / "corpus.jsonl")
     sizes = ("--sites", "resid_post.0", "mlp_act.1", "--context", "32", "--dtype", "float32")
     folders = {}
 
     def call(name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "app.cli", *arguments, *root]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        folders[name] = done.stdout.strip().splitlines()[-1]
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            assert not dispatch([*arguments, *root])
+        folders[name] = output.getvalue().strip().splitlines()[-1]
 
-    call("store", "capture", model, corpus, *sizes)
+    command = [sys.executable, "-m", "app.cli", "capture", model, corpus, *sizes, *root]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folders["store"] = done.stdout.strip().splitlines()[-1]
     call("twin_store", "capture", model, corpus, *sizes, "--random-weights", "1")
     site = ("--site", "resid_post.0")
     call("sae", "train", folders["store"], *site, *SMALL_TRAIN)
