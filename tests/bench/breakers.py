@@ -58,7 +58,8 @@ class PlainLoop:
         cosine = cosines(after[targets], before[targets]).relu()
         loss = c_s * masked_mean(cosine, counted)
         before, after, counted = self._both([self.rows.all_retain[n] for n in retain])
-        loss = loss + c_r * masked_mean(lengths(after - before) / lengths(before), counted)
+        kept = masked_mean(lengths(after - before) / lengths(before), counted)
+        loss = loss + c_r * TRAINING.retain_weight * kept
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
