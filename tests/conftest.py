@@ -15,6 +15,16 @@ from probe.language import LanguageModel
 from probe.models import load_language_model
 from probe.toy import tiny_gpt2, tiny_llama
 
+LONGEST = ("test_notebooks", "test_block_roles_study", "test_ranks", "test_toyturbo_training",
+           "test_breaking_study", "test_browser", "test_cli", "test_ksparse")  # fmt: skip
+"""Files that take longest; begun first, they do not keep one process waiting at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; each keeps its order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:

@@ -31,6 +31,7 @@ def test_there_are_eight():
 def test_notebook_runs(path, root, monkeypatch):
     monkeypatch.setenv("LORGNETTE_ROOT", str(root))
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests have the other core
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
