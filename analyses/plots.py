@@ -239,6 +239,35 @@ def points(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Figure
     return figure
 
 
+def point_rows(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Figure:
+    """A row a name with two points, each with its interval: `x` in the left panel, `y` right.
+
+    For more points than can be named beside each other in `points`.
+    """
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
+    _dress(figure, title, x, Axis(title=""))
+    for column, axis in enumerate((x, y), start=1):
+        for place, group in enumerate(dict.fromkeys(point.group for point in shown)):
+            members = [point for point in shown if point.group == group]
+            estimates = [point.x if column == 1 else point.y for point in members]
+            colour = SERIES[place % len(SERIES)]
+            figure.add_scatter(
+                x=[e.value for e in estimates], y=[point.name for point in members], name=group,
+                mode="markers", error_x=errors(estimates, colour), showlegend=False,
+                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9, "color": colour},
+                customdata=[_interval_text(e) for e in estimates],
+                hovertemplate="%{y}: %{x:.4g} %{customdata}", row=1, col=column,
+            )  # fmt: skip
+        figure.update_xaxes(title_text=axis.title, type="log" if axis.log else "linear", col=column)
+        if axis.log:
+            figure.update_xaxes(tickformat=",.6~g", dtick=1, col=column)
+    names = [point.name for point in shown]
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=names, autorange="reversed", ticks="", ticksuffix="  "
+    )
+    return figure.update_layout(height=ABOVE + BELOW + 30 * len(names))
+
+
 def bars(measured: Mapping[str, Estimate], *, title: str, x: Axis) -> go.Figure:
     """Horizontal bars by name, the first at the top, each with its interval and its number."""
     estimates = list(measured.values())

@@ -247,4 +247,6 @@ def cell(value: Any) -> str:
     """One cell of a Markdown table."""
     if value is None or value != value:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\r", "").replace("\n", "\u21b5")

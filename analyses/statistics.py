@@ -22,7 +22,7 @@ groups). `effect_size` is Hedges' g. All intervals have 95 % confidence.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,6 +69,12 @@ class Estimate:
     def below(self, bound: float | int) -> bool:
         """Whether the whole interval lies below `bound`; never where there is no interval."""
         return self.high is not None and self.high < bound
+
+    def clipped(self, least: float | int, most: float | int) -> "Estimate":
+        """The same with an interval that ends where the number must: a share's at 0 and 1."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, float(least)), high=min(self.high, float(most)))
 
 
 def mean_interval(values: Float[np.ndarray, " n"], *, seed: int = 0) -> Estimate:

@@ -114,6 +114,25 @@ def test_points_have_intervals_both_ways_and_a_group_each_look():
     assert figure["layout"]["showlegend"] and figure["layout"]["xaxis"]["type"] == "log"
 
 
+def test_rows_of_points_have_a_name_and_a_panel_for_each_number():
+    shown = [
+        Point(name="ours", x=known(2.0, 0.25), y=alone(7.0), group="a"),
+        Point(name="theirs", x=alone(3.0), y=known(6.0), group="b"),
+    ]
+    x, y = Axis(title="rise"), Axis(title="cost", log=True)
+    figure = drawn(plots.point_rows(shown, title="", x=x, y=y))
+    found = [(trace["xaxis"], trace["x"], trace["y"]) for trace in figure["data"]]
+    assert found == [
+        ("x", [2.0], ["ours"]), ("x", [3.0], ["theirs"]),
+        ("x2", [7.0], ["ours"]), ("x2", [6.0], ["theirs"]),
+    ]  # fmt: skip
+    assert figure["data"][0]["error_x"]["array"] == [0.25]
+    layout = figure["layout"]
+    assert (layout["xaxis"]["type"], layout["xaxis2"]["type"]) == ("linear", "log")
+    assert layout["xaxis2"]["title"]["text"] == "cost"
+    assert layout["yaxis"]["categoryarray"] == ["ours", "theirs"]
+
+
 def test_bars_carry_their_number_past_the_interval():
     measured = {"ours": known(4.0), "theirs": alone(8.0)}
     figure = drawn(plots.bars(measured, title="", x=Axis(title="")))

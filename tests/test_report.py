@@ -80,6 +80,8 @@ def test_tables_in_markdown_by_hand():
     assert as_markdown(frame).splitlines() == [
         "| x | n | w |", "| --- | --- | --- |", "| 1.235e+04 | 10000 | a |", "| - | 3 | - |",
     ]  # fmt: skip
+    token = pd.DataFrame({"token": ["\n\n", " a"]})
+    assert as_markdown(token).splitlines()[2:] == ["| \u21b5\u21b5 |", "|  a |"], "a row a line"
 
 
 @pytest.mark.parametrize("name", [METRICS, TEXT, "tables/z_last.parquet", "figures/first.json"])

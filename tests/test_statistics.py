@@ -37,6 +37,12 @@ def test_a_claim_holds_only_where_the_whole_interval_does():
     assert not alone.above(-9) and not alone.below(9)
 
 
+def test_an_interval_of_a_share_ends_at_0_and_1():
+    assert ends(Estimate(value=0.9, low=0.7, high=1.1, n=3).clipped(0, 1)) == (0.7, 1.0)
+    assert ends(Estimate(value=0.1, low=-0.1, high=0.3, n=3).clipped(0, 1)) == (0.0, 0.3)
+    assert Estimate(value=1.0, low=None, high=None, n=1).clipped(0, 1).high is None
+
+
 def test_few_units_get_students_interval():
     # mean 3, deviation 1, t(0.975, 2) = 4.3027, so 3 +- 4.3027 / sqrt(3) = 3 +- 2.4841
     found = mean_interval(np.array([2.0, 3.0, 4.0]))

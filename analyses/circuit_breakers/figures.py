@@ -1,5 +1,6 @@
 """The figures of the circuit-breaker study."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from analyses.circuit_breakers.numbers import (
     rise,
     selected,
 )
-from analyses.plots import Axis, Line, Point, grouped_bars, heat_maps, lines, panels, points
+from analyses.plots import Axis, Line, Point, grouped_bars, heat_maps, lines, panels, point_rows
 from analyses.statistics import crossed_interval, mean_interval
 
 LAYER = Axis(title="State (0: embeddings, l: output of block l - 1)")
@@ -39,7 +40,7 @@ def figures(measured: Measured) -> dict[str, go.Figure]:
         "cosine_by_layer_and_token": by_token,
         "attacks": attacks,
         "likelihood_under_attacks": likelihoods,
-        "ablations": ablation_points,
+        "ablations": ablation_rows,
         "probes_by_layer": probes,
         "direction_by_layer": directions,
         "fine_tuning": tuning,
@@ -63,7 +64,7 @@ def training(measured: Measured) -> go.Figure | None:
         "cb_cos_sim": "cb_cos_sim", "retain_cos_sim": "retain_cos_sim",
         "held_out_cos": "held out, to be rerouted", "held_out_retain_cos": "held out, to be kept",
     }  # fmt: skip
-    shown = _by_step(measured, names)
+    shown = _by_step(measured, names, (-1.0, 1.0))
     if not shown:
         return None
     return panels(shown, title="Training: cosine with the original at the target layers",
@@ -73,21 +74,23 @@ def training(measured: Measured) -> go.Figure | None:
 def terms(measured: Measured) -> go.Figure | None:
     """The two terms of the loss by step."""
     names = {"breaking_term": "c_s L_s (reroute)", "retain_term": "c_r L_r (retain)"}
-    shown = _by_step(measured, names)
+    shown = _by_step(measured, names, (0.0, math.inf))
     if not shown:
         return None
     return panels(shown, title="Training: the two terms of the loss", x=Axis(title="Step"),
                   y=Axis(title="Weighted loss", from_zero=True))  # fmt: skip
 
 
-def _by_step(measured: Measured, names: dict[str, str]) -> dict[str, list[Line]]:
+def _by_step(
+    measured: Measured, names: dict[str, str], limits: tuple[float, float]
+) -> dict[str, list[Line]]:
     table, shown = measured.table("training"), {}
     for subject in measured.subjects if len(table) else []:
         rows = select(table, {"subject": subject, "run": MAIN})
         series = []
         for column, name in names.items():
             wide = rows.pivot_table(index="step", columns="seed", values=column).dropna()
-            values = [mean_interval(row.astype(float)) for row in wide.to_numpy()]
+            values = [mean_interval(row.astype(float)).clipped(*limits) for row in wide.to_numpy()]
             series.append(Line(name=name, x=[int(step) for step in wide.index], y=values))
         shown[subject] = series
     return shown
@@ -186,7 +189,7 @@ def likelihoods(measured: Measured) -> go.Figure | None:
     )
 
 
-def ablation_points(measured: Measured) -> go.Figure | None:
+def ablation_rows(measured: Measured) -> go.Figure | None:
     """Every way to train: how much it breaks, and what it costs."""
     shown = []
     for run in ablation_names(measured):
@@ -198,13 +201,12 @@ def ablation_points(measured: Measured) -> go.Figure | None:
             )
     if len(shown) < 2:
         return None
-    figure = points(
+    return point_rows(
         shown,
         title="One thing changed: what is broken, and what it costs",
         x=Axis(title="Rise of the concept's NLL (nats a token)"),
         y=Axis(title="KL on ordinary responses (nats a token)", log=True),
     )
-    return figure.update_layout(height=640)
 
 
 # ------------------------------------------------------------------------------------------ probes
@@ -237,7 +239,10 @@ def _readings(measured: Measured, table: Frame, title: str) -> go.Figure | None:
             rows = select(table, {"subject": subject, "read": read})
             if len(rows):
                 wide = rows.pivot_table(index="layer", columns="seed", values="auroc").dropna()
-                values = [mean_interval(row.astype(float)) for row in wide.to_numpy()]
+                least = -1 if read == "cosine" else 0
+                values = [
+                    mean_interval(row.astype(float)).clipped(least, 1) for row in wide.to_numpy()
+                ]
                 series.append(Line(name=name, x=[int(layer) for layer in wide.index], y=values))
         shown[subject] = series
     return panels(shown, title=title, x=Axis(title="State"), y=Axis(title="AUROC"), columns=2)

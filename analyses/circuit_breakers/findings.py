@@ -288,11 +288,11 @@ def _probes(measured: Measured) -> Iterator[Verdict | None]:
         if len(rows):
             yield _verdict(
                 f"The original's linear probe no longer reads the broken states, layer {layer}.",
-                statistic, mean_interval(found["moved"]), below=0.9,
+                statistic, mean_interval(found["moved"]).clipped(0, 1), below=0.9,
             )  # fmt: skip
             yield _verdict(
                 f"One fitted anew does, layer {layer}: what it reads has moved, and is not gone.",
-                statistic, mean_interval(found["anew"]), above=0.9,
+                statistic, mean_interval(found["anew"]).clipped(0, 1), above=0.9,
             )  # fmt: skip
 
 

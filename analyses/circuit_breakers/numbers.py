@@ -48,10 +48,12 @@ def crossed(table: Frame, value: str) -> Estimate | None:
     values = by_seed(table, value)
     if not values.size:
         return None
-    if (values == values.flat[0]).all() and isinstance(table[value].iloc[0], bool | np.bool_):
+    if not isinstance(table[value].iloc[0], bool | np.bool_):
+        return crossed_interval(values)
+    if (values == values.flat[0]).all():
         n = values.shape[1]
         return proportion_interval(int(values.flat[0]) * n, n)
-    return crossed_interval(values)
+    return crossed_interval(values).clipped(0, 1)
 
 
 def at_layers(

@@ -206,7 +206,7 @@ def probe_or_control(measured: Measured) -> pd.DataFrame:
         rows.append(
             {
                 "against": "concepts", "defence": name, "threshold": "matched",
-                "lets through": shown(mean_interval(values)),
+                "lets through": shown(mean_interval(values).clipped(0, 1)),
             }
         )  # fmt: skip
     return pd.DataFrame(rows + _rerouting_row(measured, subjects))
