@@ -144,8 +144,8 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(
-        concepts=("recipes",), seeds=1, train=48, test=12, tokens=48, soft_steps=(0, 10, 30),
-        tuning_steps=(0, 5, 10), turns=(0, 2), texts=12, questions=40,
+        concepts=("recipes",), seeds=1, train=48, test=12, tokens=48, soft_steps=(0, 10, 20),
+        tuning_steps=(0, 2, 5), turns=(0, 2), texts=12, questions=40,
         probe_layers=(5, 10, 15, 20, 30), mlp_layers=(15,), deep_seeds=1,
         ablation_seeds=0,
     ),
