@@ -13,8 +13,8 @@ from saes.selection_cpu import kth_largest
 def make_scores(b: int, d: int, s: int, seed: int, *, spread: float = 0.0) -> Scores:
     """Scores of whole numbers that bfloat16 rounds and whose sums float32 holds exactly."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(-1000, 1000, (b, d), generator=generator).float()
-    sizes = torch.exp(spread * torch.randn(s, generator=generator))
+    rows = torch.randint(-400, 400, (b, d), generator=generator).float()
+    sizes = torch.exp(spread * torch.randn(s, generator=generator)).clamp(max=4)  # 30 products fit
     weights = (torch.randint(-300, 300, (d, s), generator=generator) * sizes).round()
     bias = torch.randint(-9000, 9000, (s,), generator=generator).float()
     memory = torch.empty(b, s, dtype=torch.bfloat16)
