@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from app.live_breakers import Compared
 
 CURVES = {
-    "cb_cos_sim": "to be rerouted", "retain_cos_sim": "to be kept",
-    "held_out_cos": "to be rerouted, held out", "held_out_retain_cos": "to be kept, held out",
+    "cb_cos_sim": "rerouted", "retain_cos_sim": "kept",
+    "held_out_cos": "rerouted, unseen", "held_out_retain_cos": "kept, unseen",
 }  # fmt: skip
-TICKS = 40
+TICKS = 24
 """Tokens whose text stands below a map, at most."""
 
 

@@ -10,6 +10,7 @@ evaluation are runs inside that folder; of several complete ones the newest coun
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from saes.notes import Notes
 
 ROOT_VARIABLE = "LORGNETTE_ROOT"
 NOTES_FILE = "notes.sqlite"
+LOOK_EVERY = 2
+"""Seconds after which runs are looked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +100,18 @@ def stamp(path: Path) -> float:
 # ------------------------------------------------------------------------------------------- runs
 
 
-@st.cache_resource(ttl=2, show_spinner=False)
 def all_runs(root: Path) -> list[Run]:
-    """Every run below the root, looked for again after two seconds."""
+    """Every run below the root, looked for again every two seconds."""
+    return found_runs(root, int(time.monotonic() / LOOK_EVERY))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def found_runs(root: Path, period: int) -> list[Run]:
+    """The runs that there were in a period of time.
+
+    The period is part of the key: an entry with a time to live may expire in Streamlit's hands,
+    between being looked for and being read, and then raises KeyError.
+    """
     return find_runs(root)
 
 

@@ -1,10 +1,21 @@
 """Fixtures that several test modules share."""
 
+# ruff: noqa: F401, I001
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before the project's own modules: what those import first, jaxtyping's hook compiles anew.
+import diffusers
+import numba
+import peft
+import plotly.express
+import pyarrow.parquet
 import pytest
+import sklearn
+import streamlit.testing.v1
 import torch
+import transformers
+
 from artifact_tree import Tree, make_report, make_tree
 from browsing import ARGUMENTS, CHROMIUM, serving
 from dashboard_pages import ENTRY

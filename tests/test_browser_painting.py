@@ -31,6 +31,12 @@ def no_trouble(page) -> None:
     assert page.get_by_test_id("stAlert").count() == 0
 
 
+def settled(page) -> None:
+    """Wait for the script's end: until then what the last run drew stands beside the new."""
+    app = page.get_by_test_id("stApp")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+
+
 def test_from_a_prompt_to_a_heat_map(page, address, tree):
     page.goto(address)
     page.get_by_role("link", name="Explore", exact=True).first.click()
@@ -85,9 +91,11 @@ def test_from_paint_to_a_changed_image(page, address, tree):
     assert before != after
     no_trouble(page)
 
+    settled(page)
     page.get_by_label("Recipe", exact=True).fill("from the canvas")
     page.get_by_label("Recipe", exact=True).press("Enter")
     page.wait_for_timeout(1000)  # the form is drawn again
+    settled(page)
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text(re.compile(r"Saved to .*from-the-canvas\.json"))).to_be_visible()
     (edit,) = read_recipe(tree.root / "recipes" / "from-the-canvas.json").edits

@@ -39,7 +39,7 @@ def test_a_concept_shows_training_attacks_answers_maps_and_features(opened):
     assert not app.exception and not app.error and not app.warning
     training, cosine, length, line = figures(app)
     assert {trace["name"] for trace in training["data"] if trace.get("name")} >= {
-        "to be rerouted", "to be kept"}  # fmt: skip
+        "rerouted", "kept"}  # fmt: skip
     assert cosine["data"][0]["type"] == length["data"][0]["type"] == "heatmap"
     assert len(cosine["data"][0]["y"]) == 3, "embeddings, a block's output, the normed last"
     assert line["layout"]["title"]["text"] == "State 2 by token"

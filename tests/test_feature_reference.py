@@ -90,12 +90,12 @@ def multiply_codes(run: Run, factor: float) -> None:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LORGNETTE_ROOT", str(tmp_path))
-    data.all_runs.clear()
+    data.found_runs.clear()
     return tmp_path
 
 
 def record(run: Run) -> data.SaeRecord:
-    data.all_runs.clear()
+    data.found_runs.clear()
     return data.sae_record(run.path.name)
 
 

@@ -242,7 +242,7 @@ def said(capsys: pytest.CaptureFixture[str], tree: Tree, *arguments: str) -> tup
 
 def test_the_command_labels_an_sae_and_the_dashboard_finds_it(tree, capsys, monkeypatch):
     monkeypatch.setenv("LORGNETTE_ROOT", str(tree.root))
-    data.all_runs.clear()
+    data.found_runs.clear()
     empty = data.auto_labels(data.sae_record(tree.sae.path.name))
     assert empty.empty and empty.columns.tolist() == LABELS.names
     status, out, err = said(capsys, tree, "--dry-run")
@@ -255,7 +255,7 @@ def test_the_command_labels_an_sae_and_the_dashboard_finds_it(tree, capsys, monk
     index = next(tree.sae.path.glob("index-*"))
     numbers = FeatureIndex.open(index).numbers()
     assert table["feature"].tolist() == numbers["feature"][numbers["alive"]].tolist()
-    data.all_runs.clear()
+    data.found_runs.clear()
     assert data.auto_labels(data.sae_record(tree.sae.path.name)).equals(table)
     assert said(capsys, tree)[1] == out
 

@@ -144,9 +144,9 @@ class Settings:
 
 PRESETS = {
     "quick": Settings(
-        concepts=("recipes",), seeds=1, train=48, test=12, tokens=48, soft_steps=(0, 10, 20),
+        concepts=("recipes",), seeds=1, train=48, test=10, tokens=48, soft_steps=(0, 8, 16),
         tuning_steps=(0, 2, 5), turns=(0, 2), texts=12, questions=40,
-        probe_layers=(5, 10, 15, 20, 30), mlp_layers=(15,), deep_seeds=1,
+        probe_layers=(10, 15, 20, 30), mlp_layers=(15,), deep_seeds=1,
         ablation_seeds=0,
     ),
     "full": Settings(

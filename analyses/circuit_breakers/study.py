@@ -61,8 +61,8 @@ __all__ = ["Config", "estimate", "figures", "measure", "run"]
 
 CELL, SCHEMA = "circuit_breaker_cell", 1
 SECONDS = {
-    "passages": 1.0, "step": 3.5, "outputs": 10.0, "soft": 1.6, "capability": 60.0, "inside": 15.0,
-    "probes": 60.0, "features": 90.0, "tuning": 5.0, "brief": 45.0, "question": 0.5,
+    "passages": 0.5, "step": 4.0, "outputs": 14.5, "soft": 2.7, "capability": 30.0, "inside": 15.0,
+    "probes": 95.0, "features": 90.0, "tuning": 5.5, "brief": 45.0, "question": 0.5,
 }  # fmt: skip
 """Of SmolLM2 on two cores: a passage written, a step of 8 rows of 105 tokens, the answers of an
 attack, a step of soft tokens or of fine-tuning, a question, a part."""

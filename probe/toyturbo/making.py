@@ -101,7 +101,7 @@ class ToyTurboConfig:
     )
     """Its last."""
     judged: int = 1000
-    """Held-out captions that it is judged on."""
+    """Held-out captions that it is judged on; twice as many for what the text encoders read."""
     judged_seeds: int = 50
     """Seeds for each of twenty captions that leave a factor open."""
 
@@ -204,7 +204,9 @@ class _Maker:
             lambda m, s, f, seed: parsing_loss(m, self.tokenizer, s, f.batch, seed),
         )
         encoders.requires_grad_(False)
-        return encoders, parsing_accuracy(parser, self.tokenizer, self.config.seed, 2000)
+        return encoders, parsing_accuracy(
+            parser, self.tokenizer, self.config.seed, 2 * self.config.judged
+        )
 
     def _unet(self, teaching: Teaching) -> Any:
         scaffold = self._new(lambda: Scaffold(make_unet()), 4)
