@@ -1,8 +1,11 @@
 """Fixtures that several test modules share."""
 
 # ruff: noqa: F401, I001
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: several processes share the cores
 
 # Before the project's own modules: what those import first, jaxtyping's hook compiles anew.
 import diffusers

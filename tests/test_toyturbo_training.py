@@ -208,7 +208,7 @@ def test_a_parser_that_knows_nothing_scores_so(parts):
     assert parsing_accuracy(Parser(encoders), tokenizer, seed=0, n=100) < 0.5
 
 
-TINY = FitConfig(steps=2, batch=2, lr=1e-4, save_every=1)
+TINY = FitConfig(steps=1, batch=2, lr=1e-4, save_every=1)
 CONFIG = ToyTurboConfig(
     text=TINY,
     vae=TINY,

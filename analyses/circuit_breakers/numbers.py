@@ -34,10 +34,9 @@ def by_seed(table: Frame, value: str) -> Float[np.ndarray, "s n"]:
     """A column as seeds by units; a unit is a row of a subject."""
     if not len(table):
         return np.zeros((0, 0))
-    unit = table["subject"] + " " + table["row"].astype(str)
-    wide = table.assign(**{"unit": unit, value: table[value].astype(float)})
-    pivoted = wide.pivot_table(index="seed", columns="unit", values=value, aggfunc="mean")
-    return pivoted.dropna(axis=1).to_numpy(dtype=float)
+    unit = (table["subject"] + " " + table["row"].astype(str)).rename("unit")
+    means = table[value].astype(float).groupby([table["seed"], unit]).mean()
+    return means.unstack("unit").dropna(axis=1).to_numpy(dtype=float)
 
 
 def crossed(table: Frame, value: str) -> Estimate | None:
