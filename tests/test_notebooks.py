@@ -18,8 +18,11 @@ SMALLER = {
     "03_interventions_transformer_lens": STORE,
     "04_attribution": STORE,
     "06_images_with_nnsight": {"images=1000": "images=200", "steps=400": "steps=100"},
-    "08_circuit_breakers": {"STEPS = 30": "STEPS = 2", "tokens=32": "tokens=16"},
-}
+    "08_circuit_breakers": {
+        "STEPS = 30": "STEPS = 2", "[::7], tokens=32": "[::20], tokens=16",
+        "[::9], tokens=32": "[::30], tokens=16", "[::13], tokens=32": "[::20], tokens=16",
+    },
+}  # fmt: skip
 """What has other numbers here than for a reader; every cell runs all the same."""
 
 
