@@ -11,7 +11,7 @@ names each at its right end. Signed pictures run from rust (negative) over paper
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,17 +216,22 @@ def panels(
     return figure
 
 
+def _grouped(shown: Sequence[Point]) -> Iterator[tuple[str, list[Point], str, str]]:
+    """Each group's name, points, colour and marker, in order of appearance."""
+    for place, group in enumerate(dict.fromkeys(point.group for point in shown)):
+        members = [point for point in shown if point.group == group]
+        yield group, members, SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+
+
 def points(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Figure:
     """Points with intervals both ways, each named beside it; groups differ in colour and marker."""
     figure = go.Figure()
-    for place, group in enumerate(dict.fromkeys(point.group for point in shown)):
-        members = [point for point in shown if point.group == group]
-        colour = SERIES[place % len(SERIES)]
+    for group, members, colour, marker in _grouped(shown):
         figure.add_scatter(
             x=[p.x.value for p in members], y=[p.y.value for p in members], name=group,
             text=[p.name for p in members], mode="markers+text", textposition="top right",
             textfont={"size": 12, "color": colour},
-            marker={"symbol": MARKERS[place % len(MARKERS)], "size": 11, "color": colour},
+            marker={"symbol": marker, "size": 11, "color": colour},
             error_x=errors([p.x for p in members], colour),
             error_y=errors([p.y for p in members], colour),
             hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}",
@@ -247,14 +252,12 @@ def point_rows(shown: Sequence[Point], *, title: str, x: Axis, y: Axis) -> go.Fi
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
     _dress(figure, title, x, Axis(title=""))
     for column, axis in enumerate((x, y), start=1):
-        for place, group in enumerate(dict.fromkeys(point.group for point in shown)):
-            members = [point for point in shown if point.group == group]
+        for group, members, colour, marker in _grouped(shown):
             estimates = [point.x if column == 1 else point.y for point in members]
-            colour = SERIES[place % len(SERIES)]
             figure.add_scatter(
                 x=[e.value for e in estimates], y=[point.name for point in members], name=group,
                 mode="markers", error_x=errors(estimates, colour), showlegend=False,
-                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9, "color": colour},
+                marker={"symbol": marker, "size": 9, "color": colour},
                 customdata=[_interval_text(e) for e in estimates],
                 hovertemplate="%{y}: %{x:.4g} %{customdata}", row=1, col=column,
             )  # fmt: skip

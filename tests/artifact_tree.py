@@ -371,12 +371,17 @@ def _examples(
         for i in range(config.intervals)
         for rank in range(config.per_interval)
     ]
-    kinds += [("random", -1, rank, rng.uniform(0.05, 0.9)) for rank in range(config.random)]
-    for kind, interval, rank, share in kinds:
-        sequence = int(rng.integers(len(tokens)))
-        positions = np.sort(rng.choice(np.arange(1, tokens.shape[1]), 4, replace=False))
-        focus = int(rng.integers(4))
-        activations = peak * share * rng.uniform(0.2, 0.95, 4)
+    kinds += [
+        ("random", -1, rank, share)
+        for rank, share in enumerate(rng.uniform(0.05, 0.9, config.random))
+    ]
+    n, places = len(kinds), tokens.shape[1] - 1
+    sequences, focuses = rng.integers(len(tokens), size=n).tolist(), rng.integers(4, size=n)
+    chosen = np.sort(np.argpartition(rng.random((n, places)), 4)[:, :4] + 1)
+    values = peak * np.array([kind[3] for kind in kinds])[:, None] * rng.uniform(0.2, 0.95, (n, 4))
+    for number, (kind, interval, rank, share) in enumerate(kinds):
+        sequence, focus = sequences[number], focuses[number]
+        positions, activations = chosen[number], values[number]
         activations[focus] = peak * share
         rows.append(
             {

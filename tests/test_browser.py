@@ -7,8 +7,8 @@ import pytest
 from artifact_tree import make_wide_tree
 from browsing import CHROMIUM, click_row, serving
 
-WIDTH = 4_608
-"""Features of the wide index: eight times the width of SmolLM2's stream."""
+WIDTH = 18_432
+"""Features of the wide index: the largest dictionary that the project trains."""
 
 pytestmark = [
     pytest.mark.browser,
@@ -123,11 +123,11 @@ def test_wide_index_is_filtered_and_opened(page, wide_address):
     page.goto(f"{wide_address}/features")
     expect(page.get_by_test_id("stDataFrame")).to_be_visible()
     features = page.get_by_test_id("stMetricValue").first
-    expect(features).to_have_text("4,377")
+    expect(features).to_have_text("17,510")
     pick(page, "All")
     expect(features).to_have_text(f"{WIDTH:,}")
     pick(page, "Alive")
-    expect(features).to_have_text("4,377")
+    expect(features).to_have_text("17,510")
     page.wait_for_timeout(1500)
     click_row(page, 2)
     expect(page.locator(".lg-rows").first).to_be_visible()
