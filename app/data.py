@@ -25,7 +25,7 @@ from probe.errors import Failure, UserError
 from probe.runs import Run, find_runs, read_json
 from probe.sites import parse_site
 from saes.feature_queries import FeatureIndex
-from saes.feature_reference import Reference, twin_statistics
+from saes.feature_reference import Reference, Told, told_apart, twin_statistics
 from saes.feature_schema import SCHEMA
 from saes.label_schema import LABELS, read_labels
 from saes.notes import Notes
@@ -427,6 +427,23 @@ def twin_references(record: SaeRecord) -> dict[str, Reference]:
         return {}
     changed = (stamp(path / "manifest.json"), stamp(twin_path / "manifest.json"))
     return _references(record, path, twin_path, changed)
+
+
+def told_from_twin(record: SaeRecord) -> dict[str, Told]:
+    """How well each headline number tells the SAE's features from its twin's; empty without one."""
+    twin = twin_record(record)
+    path, twin_path = _index_path(record), _index_path(twin) if twin else None
+    if path is None or twin_path is None:
+        return {}
+    changed = (stamp(path / "manifest.json"), stamp(twin_path / "manifest.json"))
+    return _told(record, path, twin_path, changed)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _told(
+    _record: SaeRecord, path: Path, twin_path: Path, changed: tuple[float, float]
+) -> dict[str, Told]:
+    return told_apart(feature_index(_record), FeatureIndex.open(twin_path))
 
 
 def _index_path(record: SaeRecord) -> Path | None:

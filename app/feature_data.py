@@ -142,7 +142,8 @@ def feature_headlines(record: data.SaeRecord, row: Mapping[str, Any]) -> tuple[H
     twin = data.twin_record(record)
     scores = data.auto_labels(twin)["score"].to_numpy(dtype=float) if twin else np.empty(0)
     made = automatic_label(record, row["feature"])
-    return headlines(row, made, data.twin_references(record), scores)
+    told = data.told_from_twin(record)
+    return headlines(row, made, data.twin_references(record), scores, told)
 
 
 def twin_command(record: data.SaeRecord) -> str | None:

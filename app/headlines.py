@@ -7,17 +7,23 @@ with another feature's label.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from app.wording import DASH, Unit, escaped, number, percent
+from saes.feature_reference import Told
 
 SCORE = "score"
 SCALED = (
     "Activations of two models differ in size: the twin's are scaled so that its typical feature "
     "has the mean activation of this SAE's"
+)
+TOLD = (
+    "Whether this number tells features of the trained model from the twin's at all (AUROC "
+    "beyond .5 +- .1): where it does not, it says nothing of what the model learned"
 )
 TITLES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "density": ("Density", "Share of the indexed {unit} it fires on", percent),
@@ -49,6 +55,8 @@ class TwinRange:
     """5 % of them are above."""
     share_below: float | None
     """Share of them below this feature's number; None where it has none."""
+    told: Told | None = None
+    """How well the number tells the two SAEs' features apart; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,7 @@ def headlines(
     automatic: Mapping[str, Any] | None,
     references: Mapping[str, Any],
     twin_scores: Float[np.ndarray, " n"],
+    told: Mapping[str, Told] = MappingProxyType({}),
 ) -> tuple[Headline, ...]:
     """The headline numbers of a feature.
 
@@ -81,9 +90,12 @@ def headlines(
         references: the twin's statistics by name, each with `median`, `low`, `high` and
             `share_below(value)` (`saes.feature_reference`); empty without a twin.
         twin_scores: detection scores of the twin's own automatic labels; may be empty.
+        told: how well each number tells the two SAEs' features apart (`told_apart`).
     """
     found = [
-        Headline(name=name, value=row[name], twin=_twin(references.get(name), row[name]))
+        Headline(
+            name=name, value=row[name], twin=_twin(references.get(name), row[name], told.get(name))
+        )
         for name in TITLES
         if name != SCORE
     ]
@@ -104,7 +116,7 @@ def _known(value: Any) -> float | None:
     return None if value is None or np.isnan(value) else float(value)
 
 
-def _twin(reference: Any, value: float | None) -> TwinRange | None:
+def _twin(reference: Any, value: float | None, told: Told | None) -> TwinRange | None:
     if reference is None:
         return None
     return TwinRange(
@@ -112,6 +124,7 @@ def _twin(reference: Any, value: float | None) -> TwinRange | None:
         low=reference.low,
         high=reference.high,
         share_below=None if value is None else float(reference.share_below(value)),
+        told=told,
     )
 
 
@@ -130,7 +143,8 @@ def headlines_html(found: Sequence[Headline], unit: Unit = "tokens") -> str:
     head = (
         '<tr><th></th><th>this feature</th><th title="The same model with random weights: median, '
         f'5 to 95 % of its living features. {escaped(SCALED)}">random-weight twin</th>'
-        '<th title="Share of the twin\'s living features that are below">above</th></tr>'
+        '<th title="Share of the twin\'s living features that are below">above</th>'
+        f'<th title="{escaped(TOLD)}">tells the twin apart</th></tr>'
     )
     body = "".join(_row_html(headline, twin=twin, unit=unit) for headline in found)
     return f'<table class="lg-table lg-headlines">{head if twin else ""}{body}</table>'
@@ -153,9 +167,19 @@ def _row_html(headline: Headline, *, twin: bool, unit: Unit) -> str:
 
 def _twin_html(twin: TwinRange | None, written: Callable[[float | None], str]) -> str:
     if twin is None:
-        return f"<td>{DASH}</td><td>{DASH}</td>"
+        return f"<td>{DASH}</td>" * 3
     spread = f"{written(twin.low)} to {written(twin.high)}"
     return (
         f'<td>{written(twin.median)}<br><span class="lg-muted">{spread}</span></td>'
-        f"<td>{percent(twin.share_below)}</td>"
+        f"<td>{percent(twin.share_below)}</td>{_told_html(twin.told)}"
+    )
+
+
+def _told_html(told: Told | None) -> str:
+    if told is None:
+        return f"<td>{DASH}</td>"
+    word = {True: "yes", False: "no", None: "hardly"}[told.tells]
+    return (
+        f'<td title="AUROC {told.auroc:.2f}, {told.low:.2f} to {told.high:.2f}; .5 is chance">'
+        f'{word} <span class="lg-muted">{told.auroc:.2f}</span></td>'
     )

@@ -23,10 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from probe.separation import separation
 from saes.feature_queries import FeatureIndex
 
 SIZES = ("mean", "sd", "max")
 """Numbers in units of the codes."""
+TELLING = 0.1
+"""How far from .5 an AUROC has to be for a number to tell two SAEs' features apart."""
+COMPARED = 1000
+"""Features of each SAE that an AUROC is taken on: enough to know it to about .02."""
 HEADLINES = (
     "density", "n_active", "max", "mean", "sd", "max_relative", "mean_relative", "sd_relative",
     "nearest_cosine", "decoder_norm", "encoder_decoder_cosine", "top_token_share", "top_jaccard",
@@ -89,6 +94,49 @@ def headline_numbers(index: FeatureIndex) -> pd.DataFrame:
     columns["top_jaccard"] = strongest[features]
     ordered = {name: columns[name].astype(np.float64) for name in HEADLINES}
     return pd.DataFrame(ordered, index=pd.Index(features, name="feature"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """How well a number tells the features of one SAE from those of another."""
+
+    auroc: float
+    """Share of pairs in which the first one's feature has the larger number; .5 tells nothing."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    n: int
+    """Features of the SAE with fewer of them."""
+
+    @property
+    def tells(self) -> bool | None:
+        """Whether the interval lies beyond `TELLING` of .5; None where it lies across the bound."""
+        if self.low > 0.5 + TELLING or self.high < 0.5 - TELLING:
+            return True
+        return False if self.low > 0.5 - TELLING and self.high < 0.5 + TELLING else None
+
+
+def told_apart(index: FeatureIndex, twin: FeatureIndex, *, seed: int = 0) -> dict[str, Told]:
+    """How well each headline number tells an SAE's living features from its twin's, by name.
+
+    Sizes are compared in each SAE's own unit. Of each, `COMPARED` features at most, drawn by
+    `seed`; intervals are of the features, not of the SAEs' training. Numbers that one of the two
+    has of no feature are left out.
+    """
+    both = [headline_numbers(each) for each in (index, twin)]
+    drawn = [n.sample(min(COMPARED, len(n)), random_state=seed) for n in both]
+    found = {}
+    for name in HEADLINES:
+        column = f"{name}_relative" if name in SIZES else name
+        own, other = (n[column].dropna().to_numpy(np.float64)[:, None] for n in drawn)
+        if len(own) and len(other):
+            one = separation(own, other, seed=seed)
+            found[name] = Told(
+                auroc=float(one.auroc[0]), low=float(one.low[0]), high=float(one.high[0]),
+                n=min(len(own), len(other)),
+            )  # fmt: skip
+    return found
 
 
 def twin_statistics(
