@@ -110,6 +110,11 @@ STUDIES = (
         line="break a concept by rerouting its states: attacks, cost, states, probes, features",
     ),
     Study(
+        name="simplicity-bias",
+        module="analyses.simplicity.study",
+        line="random weights: how complex are their functions, and does it decide what is learnt?",
+    ),
+    Study(
         name="geometry",
         module="analyses.geometry",
         line="the shape of activation stores: rank, anisotropy, collisions, CKA of sites",

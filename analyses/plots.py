@@ -322,39 +322,54 @@ def heat_maps(
     title: str,
     x: Axis,
     y: Axis,
-    columns: Sequence[float | int],
+    columns: Sequence[float | int | str],
     amount: str,
     limits: tuple[float, float],
+    rows: Sequence[float | int | str] | None = None,
+    across: int | None = None,
 ) -> go.Figure:
-    """Maps side by side on one colour scale, dark for little: rows upwards from 0, by columns.
+    """Maps side by side on one colour scale, dark for little: rows upwards, by columns.
 
     Args:
         shown: name of a panel -> its values; nan where there is none.
         title: of the figure.
         x: the columns' axis.
         y: the rows' axis.
-        columns: places of the columns on their axis.
+        columns: places of the columns on their axis, or their names.
         amount: what the colour shows.
         limits: values of the scale's ends.
+        rows: places of the rows, or their names; 0 and up where there are none.
+        across: panels side by side; all of them where there is none.
     """
+    wide = across or len(shown)
+    tall = -(-len(shown) // wide)
     figure = make_subplots(
-        rows=1, cols=len(shown), subplot_titles=list(shown), horizontal_spacing=0.07
-    )
-    for place, values in enumerate(shown.values(), start=1):
+        rows=tall, cols=wide, subplot_titles=list(shown), horizontal_spacing=0.07 if tall == 1
+        else 0.04, vertical_spacing=0.16,
+    )  # fmt: skip
+    for place, values in enumerate(shown.values()):
+        row, column = divmod(place, wide)
         figure.add_trace(
             go.Heatmap(
-                z=values, x=list(columns), y=list(range(len(values))),
+                z=values, x=list(columns), y=list(rows or range(len(values))),
                 zmin=limits[0], zmax=limits[1],
-                colorscale=HEAT, showscale=place == len(shown),
+                colorscale=HEAT, showscale=place == len(shown) - 1,
                 colorbar={"title": {"text": f"{amount}<br> ", "side": "top"}, "thickness": 12,
                           "outlinewidth": 0},
                 hovertemplate=f"{x.title} %{{x}}, {y.title} %{{y}}: %{{z:.3g}}<extra></extra>",
             ),
-            row=1, col=place,
+            row=row + 1, col=column + 1,
         )  # fmt: skip
     _dress(figure, title, x, y)
-    figure.update_yaxes(title_text="")
+    figure.update_xaxes(type="category" if isinstance(columns[0], str) else None)
+    figure.update_yaxes(
+        title_text="", type="category" if rows and isinstance(rows[0], str) else None
+    )
     figure.update_yaxes(title_text=y.title, col=1)
+    if tall > 1:
+        figure.update_xaxes(title_text="")
+        figure.update_xaxes(title_text=x.title, row=tall)
+        figure.update_layout(height=HEIGHT + (tall - 1) * PANEL_HEIGHT // 2)
     figure.update_layout(margin={"t": ABOVE + LEGEND_HEIGHT, "r": 110})
     return figure
 

@@ -159,6 +159,12 @@ def load_image_model(
     return load_pipeline(spec, dtype=number_format, device=where, random_weights=random_weights)
 
 
+def load_architecture(spec: str) -> PretrainedConfig:
+    """Only the architecture of a language model that `load_model` knows, without its weights."""
+    spec = base_spec(spec)
+    return _pretrained(AutoConfig, spec, model_folder(spec))  # type: ignore[return-value]
+
+
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """Only the tokenizer of a model that `load_model` knows, without its weights."""
     spec = base_spec(spec)
