@@ -16,6 +16,7 @@ PAGES = (
     ("steer", "Steer", "tune"),
     ("collapse", "Collapse", "compress"),
     ("breakers", "Circuit breakers", "electrical_services"),
+    ("simplicity", "Simplicity", "blur_on"),
     ("training", "Training", "show_chart"),
     ("reports", "Reports", "fact_check"),
 )
