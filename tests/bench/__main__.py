@@ -25,6 +25,7 @@ from tests.bench import (
     images,
     index,
     map,
+    simplicity,
     steering,
 )
 from tests.browsing import CHROMIUM
@@ -43,7 +44,9 @@ are 64 x 64 pixels, 8 at once unless said otherwise, in float32; a capture write
 manifest included, and one without pictures stops each drawing after the last block. Clicks on
 images are with four SAEs of 512 features in memory, each on an image not drawn before. A collapse
 curve has two prompts of ones at each of some fifty lengths. A circuit-breaker step has 4 rows to be
-rerouted and 4 to be kept, of up to 128 tokens, and adapters on 21 of 30 blocks."""
+rerouted and 4 to be kept, of up to 128 tokens, and adapters on 21 of 30 blocks. Random networks
+have three layers of 64 and are looked at on 6,144 points with every measure; truth tables are of
+networks (7, 40, 40, 1), with the complexity of those that differ."""
 
 
 BENCHES = {
@@ -56,6 +59,7 @@ BENCHES = {
     "steering": steering.measure,
     "collapse": collapse.measure,
     "breakers": breakers.measure,
+    "simplicity": simplicity.measure,
     "clicks": clicks.measure,
     "map": map.measure,
     "image_clicks": image_clicks.measure,

@@ -3,14 +3,14 @@ fall on all of them alike."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 
 def side_by_side(
     ways: Mapping[str, Callable[[], object]],
-    work: float,
+    work: float | Sequence[float],
     unit: str,
     rounds: int = 5,
     *,
@@ -20,7 +20,7 @@ def side_by_side(
 
     Args:
         ways: what to time, by name; the first one is the reference of the ratios.
-        work: units of work that one call does.
+        work: units of work that one call does; one number for each way where they differ.
         unit: their name.
         rounds: counted rounds.
         settle: call each way once more before it is timed, in the cache and memory that the way
@@ -39,18 +39,20 @@ def side_by_side(
             way()
             if counted >= 0:
                 seconds[name].append(time.perf_counter() - started)
+    works = [work] * len(ways) if isinstance(work, (int, float)) else list(work)
     reference = next(iter(seconds.values()))
     return pd.DataFrame(
         [
             {
                 "way": name,
-                f"{unit}/s": work / statistics.median(times),
-                "lowest": work / max(times),
-                "highest": work / min(times),
+                f"{unit}/s": own_work / statistics.median(times),
+                "lowest": own_work / max(times),
+                "highest": own_work / min(times),
                 "times as fast as the first": statistics.median(
-                    base / own for base, own in zip(reference, times, strict=True)
+                    base / works[0] * own_work / own
+                    for base, own in zip(reference, times, strict=True)
                 ),
             }
-            for name, times in seconds.items()
+            for (name, times), own_work in zip(seconds.items(), works, strict=True)
         ]
     )
