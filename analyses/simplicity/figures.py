@@ -17,9 +17,7 @@ from analyses.statistics import Estimate
 
 SHOWN_SIDE, SHOWN_DRAWS = 48, 4
 """Points a side of the functions in the figure, and functions of each activation."""
-SCALE = Axis(title="Weight scale", log=True)
-PREFACTOR = Axis(title="Prefactor", log=True)
-COMPLEXITY = Axis(title="Fourier complexity (cycles)", log=True)
+COMPLEXITY = Axis(title="Fourier complexity (cycles)", log=True, ticks=(1, 2, 4, 8, 16, 24))
 
 
 def figures(measured: Measured) -> dict[str, go.Figure]:
@@ -94,15 +92,30 @@ def spreads(measured: Measured) -> go.Figure | None:
     )  # fmt: skip
 
 
-def _line(name: str, table: Frame, column: str, value: str) -> Line | None:
+def _scale(measured: Measured) -> Axis:
+    return _octaves("Weight scale", measured.settings.scales)
+
+
+def _octaves(title: str, places: Sequence[float]) -> Axis:
+    """A logarithmic axis with a tick at each place; at every other one where they are many."""
+    return Axis(title=title, log=True, ticks=tuple(map(float, places[:: 1 + (len(places) > 6)])))
+
+
+def _line(name: str, table: Frame, column: str, value: str, *, share: bool = False) -> Line | None:
     places = sorted(table[column].unique().tolist())
-    found = {place: estimate(table[table[column] == place][value]) for place in places}
+    found = {place: estimate(table[table[column] == place][value], share=share) for place in places}
     known = {place: one for place, one in found.items() if one is not None}
     return Line(name=name, x=list(known), y=list(known.values())) if known else None
 
 
-def _lines(named: Mapping[str, Frame], column: str, value: str) -> list[Line]:
-    made = [_line(name, table, column, value) for name, table in named.items() if len(table)]
+def _lines(
+    named: Mapping[str, Frame], column: str, value: str, *, share: bool = False
+) -> list[Line]:
+    made = [
+        _line(name, table, column, value, share=share)
+        for name, table in named.items()
+        if len(table)
+    ]
     return [line for line in made if line is not None]
 
 
@@ -117,7 +130,9 @@ def components(measured: Measured) -> go.Figure | None:
             shown[name] = _lines(named, "scale", "fourier")
     if not shown:
         return None
-    return panels(shown, title=f"What components do, {depth} layers", x=SCALE, y=COMPLEXITY)
+    return panels(
+        shown, title=f"What components do, {depth} layers", x=_scale(measured), y=COMPLEXITY
+    )
 
 
 def by_law(measured: Measured, column: str, title: str) -> go.Figure | None:
@@ -133,7 +148,7 @@ def by_law(measured: Measured, column: str, title: str) -> go.Figure | None:
     named = {name: select(rows, {"activation": name}) for name in rows["activation"].unique()}
     return lines(
         _lines(named, column, "fourier"), title=f"Complexity by {title.lower()}",
-        x=Axis(title=title, log=True), y=COMPLEXITY,
+        x=_octaves(title, sorted(rows[column].unique())), y=COMPLEXITY,
     )  # fmt: skip
 
 
@@ -173,8 +188,8 @@ def plain(measured: Measured) -> go.Figure | None:
     if not all(shown.values()):
         return None
     return panels(
-        shown, title="A plain transform sees the edges, not the function", x=SCALE, y=COMPLEXITY,
-        columns=2,
+        shown, title="A plain transform sees the edges, not the function", x=_scale(measured),
+        y=COMPLEXITY, columns=2,
     )  # fmt: skip
 
 
@@ -234,7 +249,7 @@ def perceptron(measured: Measured) -> go.Figure | None:
     return lines(
         shown, title="Perceptrons of 7 inputs: points mapped to 1",
         x=Axis(title=f"Points of {BITS} mapped to 1"),
-        y=Axis(title="Probability", log=True, decades=True),
+        y=Axis(title="Probability", log=True, ticks=(0.003, 0.01, 0.03, 0.1)),
     )  # fmt: skip
 
 
@@ -250,9 +265,10 @@ def modulo(measured: Measured) -> go.Figure | None:
     for modulus in measured.settings.moduli:
         rows = select(table, {"modulus": modulus})
         named = {name: select(rows, {"activation": name}) for name in rows["activation"].unique()}
-        shown[f"M = {modulus}"] = _lines(named, "prefactor", "test")
+        shown[f"M = {modulus}"] = _lines(named, "prefactor", "test", share=True)
     return panels(
-        shown, title="Modulo addition: accuracy on what was not trained on", x=PREFACTOR,
+        shown, title="Modulo addition: accuracy on what was not trained on",
+        x=_octaves("Prefactor", measured.settings.prefactors),
         y=Axis(title="Balanced test accuracy", percent=True),
     )  # fmt: skip
 
@@ -270,16 +286,16 @@ def fit(measured: Measured) -> go.Figure | None:
         rows = select(means, {"modulus": modulus})
         target = float(rows["target"].iloc[0])
         named = []
-        for name, some in rows.groupby("activation"):
-            ordered = some.sort_values("initial")
+        for name in table["activation"].unique():
+            ordered = select(rows, {"activation": name}).sort_values("initial")
             named.append(
-                Line(name=str(name), x=ordered["initial"].tolist(),
+                Line(name=name, x=ordered["initial"].tolist(),
                      y=[_exact(float(value)) for value in ordered["test"]])
             )  # fmt: skip
         shown[f"M = {modulus}, task {target:.1f}"] = named
     return panels(
         shown, title="What generalises, by complexity before training",
-        x=Axis(title="Fourier complexity before training (cycles)", log=True),
+        x=Axis(title="Complexity before training (cycles)", log=True, ticks=(1, 2, 4, 8, 16)),
         y=Axis(title="Balanced test accuracy", percent=True),
     )  # fmt: skip
 
@@ -292,9 +308,10 @@ def shortcut(measured: Measured) -> go.Figure | None:
     shown = {}
     for title, column in (("colour", "colour"), ("digit", "digit")):
         named = {name: select(table, {"activation": name}) for name in table["activation"].unique()}
-        shown[f"the {title}"] = _lines(named, "prefactor", column)
+        shown[f"the {title}"] = _lines(named, "prefactor", column, share=True)
     return panels(
-        shown, title="A digit beside a colour: which of the two is learnt", x=PREFACTOR,
+        shown, title="A digit beside a colour: which of the two is learnt",
+        x=_octaves("Prefactor", measured.settings.prefactors),
         y=Axis(title="Share of the predictions' variance", percent=True), columns=2,
     )  # fmt: skip
 
@@ -332,7 +349,7 @@ def by_norm(measured: Measured) -> go.Figure | None:
         return None
     return lines(
         _lines(several, "norm_scale", "lz"), title="Sequences by the gains of the norms",
-        x=Axis(title="Gains multiplied with", log=True),
+        x=_octaves("Gains multiplied with", measured.settings.norm_scales),
         y=Axis(title="Phrases of LZ-78 in 100 tokens"),
     )  # fmt: skip
 

@@ -6,7 +6,8 @@ scales, depths and components are taken draw by draw. Functions that are constan
 and are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,16 @@ def paired(a: Frame, b: Frame) -> Estimate | None:
     return mean_interval(both[:, 0] - both[:, 1]) if len(both) else None
 
 
-def estimate(values: Frame) -> Estimate | None:
-    """Mean of what there is; None where there is nothing."""
+def estimate(values: Frame, *, share: bool = False) -> Estimate | None:
+    """Mean of what there is, None where there is nothing; a share's interval ends at 0 and 1."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
-    return mean_interval(known) if len(known) else None
+    if not len(known):
+        return None
+    found = mean_interval(known)
+    if not share or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def cell_means(measured: Measured, activation: str, measure: str) -> Frame:
@@ -251,13 +257,3 @@ def written(
     if not len(table) or not set(wanted) <= set(table.columns):
         return np.empty(0)
     return select(table, wanted)["lz"].to_numpy(float)
-
-
-def means_by(table: Frame, keys: Sequence[str], column: str) -> Mapping[tuple, Estimate]:
-    """Means of a column by some others, with intervals."""
-    found = {}
-    for key, rows in table.groupby(list(keys), sort=False):
-        made = estimate(rows[column])
-        if made is not None:
-            found[key] = made
-    return found

@@ -32,12 +32,14 @@ def _shown(value: Estimate | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _wide(rows: Frame, row: str, column: str, value: str, named: str) -> pd.DataFrame:
+def _wide(
+    rows: Frame, row: str, column: str, value: str, named: str, *, share: bool = False
+) -> pd.DataFrame:
     """Means with intervals: a row a value of `row`, a column a value of `column`."""
     found: dict[str, dict[str, str]] = {}
     for (a, b), some in rows.groupby([row, column], sort=False):
         name = f"{b:g}" if isinstance(b, (int, float)) else str(b)
-        found.setdefault(str(a), {})[name] = _shown(estimate(some[value]))
+        found.setdefault(str(a), {})[name] = _shown(estimate(some[value], share=share))
     return pd.DataFrame([{named: name} | cells for name, cells in found.items()])
 
 
@@ -89,7 +91,7 @@ def modulo(measured: Measured) -> pd.DataFrame:
     if not len(table):
         return table
     kinds = table.assign(kind="M = " + table["modulus"].astype(str) + ", " + table["activation"])
-    return _wide(kinds, "kind", "prefactor", "test", "task, activation")
+    return _wide(kinds, "kind", "prefactor", "test", "task, activation", share=True)
 
 
 def shortcut(measured: Measured) -> pd.DataFrame:
@@ -99,7 +101,7 @@ def shortcut(measured: Measured) -> pd.DataFrame:
         return table
     both = [
         _wide(table.assign(kind=table["activation"] + f": {cue}"), "kind", "prefactor", cue,
-              "activation: cue")
+              "activation: cue", share=True)
         for cue in ("colour", "digit")
     ]  # fmt: skip
     return pd.concat(both, ignore_index=True)
