@@ -215,7 +215,9 @@ def outputs(
     for layer, gate in zip(weights.hidden, gates, strict=True):
         z = layer(x)
         inner = _normalised(z) if architecture.layer_norm else z
-        y = activated(architecture.activation, architecture.prefactor * inner)
+        if architecture.prefactor != 1:
+            inner = architecture.prefactor * inner
+        y = activated(architecture.activation, inner)
         if architecture.residual:
             y = y + z
         x = y if gate is None else y * gate(x).sigmoid()

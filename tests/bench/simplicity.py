@@ -8,15 +8,18 @@ import itertools
 import numpy as np
 import pandas as pd
 import torch
+from numpy.polynomial import chebyshev
+from scipy import fft
 from torch import Tensor, nn
 
 from analyses.simplicity.boolean import BITS, HIDDEN, INPUTS, count_tables, merged, truth_points
-from analyses.simplicity.measures import grid, nodes, quantised
-from analyses.simplicity.networks import Architecture, activated, draw, square
-from analyses.simplicity.populations import Places, population, straight_lines
+from analyses.simplicity.measures import nodes, quantised
+from analyses.simplicity.networks import Architecture, activated, draw
+from analyses.simplicity.populations import Places, population
 from tests.bench.timing import side_by_side
 
 KIND = Architecture(activation="tanh", depth=3, scale=2.0)
+PLACES = Places()
 NETWORKS, TABLES = 48, 40_000
 PLAIN_NETWORKS, PLAIN_TABLES = 4, 200
 
@@ -63,30 +66,53 @@ class Mlp(nn.Module):
         return self.layers[-1](x)[:, 0]
 
 
+def plain_measures(values: np.ndarray) -> dict[str, float]:
+    """Every measure of one function sampled at `Places().points()`, with scipy and textbooks."""
+    side, order, lines = PLACES.side, PLACES.order, (PLACES.lines, PLACES.steps)
+    on_grid, on_nodes, on_lines = np.split(values, [side**2, side**2 + order**2])
+    on_grid, on_nodes = on_grid.reshape(side, side), on_nodes.reshape(order, order)
+    half, whole = np.arange(side) / 2, np.abs(np.fft.fftfreq(side, 1 / side))
+    orders = np.arange(order)
+    fitted = chebyshev.chebvander(nodes(order, "chebyshev").numpy(), order - 1)
+    coefficients = np.linalg.solve(fitted, np.linalg.solve(fitted, on_nodes).T).T
+    symbols = quantised(torch.from_numpy(on_grid)[None])[0].numpy()
+    moved = np.abs(np.diff(on_lines.reshape(lines))).sum(1).mean()
+    return {
+        "fourier": _mean(np.asarray(fft.dctn(on_grid, norm="ortho")), np.hypot(half[:, None], half)),
+        "plain_fourier": _mean(np.fft.fftn(on_grid), np.hypot(whole[:, None], whole)),
+        "polynomial": _mean(coefficients, orders[:, None] + orders),
+        "lz": (plain_phrases(symbols.flatten()) + plain_phrases(symbols.T.flatten())) / 2,
+        "variation": moved / on_lines.std(),
+    }  # fmt: skip
+
+
+def _mean(coefficients: np.ndarray, of: np.ndarray) -> float:
+    weights = np.abs(coefficients).flatten()[1:]
+    return float(weights @ of.flatten()[1:] / weights.sum())
+
+
 @torch.no_grad()
 def one_at_a_time() -> None:
     """Some networks with every measure, each by itself."""
-    places = Places()
-    lines = straight_lines(2, places.lines, places.steps).flatten(0, 1)
-    points = torch.cat(
-        [square(grid(places.side)), square(nodes(places.order, places.basis)), lines]
-    )
+    points = PLACES.points()
     for number in range(PLAIN_NETWORKS):
-        values = Mlp(number)(points)
-        places.measured(values[None])
-        symbols = quantised(values[: places.side**2].reshape(1, places.side, places.side))[0]
-        for way in (symbols, symbols.T):
-            plain_phrases(way.flatten().numpy())
+        plain_measures(Mlp(number)(points).numpy())
+
+
+def values_one_at_a_time(values: Tensor) -> None:
+    """The measures of functions that are there, each by itself."""
+    for row in values.numpy():
+        plain_measures(row)
 
 
 def together() -> None:
     """Many networks with every measure, side by side."""
-    population(KIND, NETWORKS, Places(), seed=0)
+    population(KIND, NETWORKS, PLACES, seed=0)
 
 
 def products() -> None:
     """Their products, as one product of square matrices with as many operations."""
-    points = Places().points().shape[0]
+    points = PLACES.points().shape[0]
     operations = NETWORKS * points * (2 * KIND.width + (KIND.depth - 1) * KIND.width**2)
     _square_product(operations, torch.float64)
 
@@ -124,12 +150,16 @@ def table_products() -> None:
 
 
 def measure() -> pd.DataFrame:
-    """Networks a second at the size of the maps, and Boolean networks a second."""
+    """Networks a second at the size of the maps, their measures alone, and Boolean networks."""
+    values = torch.cat([Mlp(number)(PLACES.points())[None] for number in range(NETWORKS)]).detach()
     shown = []
-    for plain, n_plain, many, n_many, floor, unit in (
-        (one_at_a_time, PLAIN_NETWORKS, together, NETWORKS, products, "networks"),
-        (tables_one_at_a_time, PLAIN_TABLES, tables_together, TABLES, table_products, "tables"),
-    ):
-        ways = {"one at a time": plain, "together": many, "the products alone": floor}
-        shown.append(side_by_side(ways, [n_plain, n_many, n_many], unit, rounds=3))
+    for ways, works, unit in (
+        ({"one at a time": one_at_a_time, "together": together, "the products alone": products},
+         [PLAIN_NETWORKS, NETWORKS, NETWORKS], "networks"),
+        ({"one at a time": lambda: values_one_at_a_time(values[:PLAIN_NETWORKS]),
+          "together": lambda: PLACES.measured(values)}, [PLAIN_NETWORKS, NETWORKS], "measured"),
+        ({"one at a time": tables_one_at_a_time, "together": tables_together,
+          "the products alone": table_products}, [PLAIN_TABLES, TABLES, TABLES], "tables"),
+    ):  # fmt: skip
+        shown.append(side_by_side(ways, works, unit, rounds=3))
     return pd.concat(shown, ignore_index=True)
