@@ -15,6 +15,7 @@ from analyses.simplicity.boolean import (
     by_complexity,
     by_rank,
     count_tables,
+    decade_slopes,
     drawn_counts,
     merged,
     rank_slope,
@@ -107,6 +108,11 @@ def test_a_power_law_has_its_slope():
     counts = pd.DataFrame({"count": (1e6 / ranks).astype(int)})
     assert rank_slope(counts) == pytest.approx(-1, abs=0.01)
     assert math.isnan(rank_slope(pd.DataFrame({"count": [3, 2, 1]}))), "too rare to tell"
+    decades = decade_slopes(counts)
+    assert decades["from_rank"].tolist() == [3, 10, 100, 1000]
+    assert decades["to_rank"].tolist() == [10, 100, 1000, 2000]
+    assert decades["slope"].tolist() == pytest.approx([-1] * 4, abs=0.01)
+    assert not len(decade_slopes(pd.DataFrame({"count": [30, 20, 1]})))
 
 
 @pytest.mark.parametrize("n", range(3, 11))

@@ -131,6 +131,19 @@ def rank_slope(counts: Frame) -> float:
     return float(fitted.slope)
 
 
+def decade_slopes(counts: Frame) -> Frame:
+    """The same between ranks: a row a decade of ranks (the first from 3 on), as far as functions
+    were seen ten times."""
+    often = counts["count"].to_numpy()
+    last = int((often >= 10).sum())
+    ends = [3, *(10**n for n in range(1, 20) if 10**n < last), last]
+    rows = [
+        {"from_rank": a, "to_rank": b, "slope": np.log(often[b - 1] / often[a - 1]) / np.log(b / a)}
+        for a, b in itertools.pairwise(ends) if b > a
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["from_rank", "to_rank", "slope"])
+
+
 def upper_bound(grouped: Frame) -> tuple[Estimate, float]:
     """a (with its interval) and b of P <= 2^(-a C - b), the bound of Dingle, Camargo and Louis.
 

@@ -205,7 +205,8 @@ def _boolean(measured: Measured) -> Iterator[Verdict | None]:
     )  # fmt: skip
     yield _verdict(
         "Probabilities by rank follow Zipf's law.",
-        "slope of log probability over log rank, less -1; 0.1 counts as the same",
+        "slope of log probability over log rank, less -1; functions that a batch has ten times or "
+        "more; 0.1 counts as the same",
         estimate(table["zipf"] + 1), within=0.1,
     )  # fmt: skip
     yield _verdict(

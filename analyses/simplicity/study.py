@@ -30,6 +30,7 @@ from analyses.simplicity.boolean import (
     by_complexity,
     by_rank,
     count_tables,
+    decade_slopes,
     drawn_counts,
     merged,
     rank_slope,
@@ -159,12 +160,13 @@ def prepared(config: Config, root: Path) -> "_Study":
 
 
 def boolean_tables(counts: pd.DataFrame) -> Tables:
-    """All batches' truth tables together: by complexity, with the bound fitted, and by rank."""
+    """All batches' truth tables together: by complexity, with the bound fitted, by rank, and by
+    decade of ranks."""
     every = merged([counts])
     grouped = by_complexity(every)
     bound, offset = upper_bound(grouped)
     grouped["bound"] = 2.0 ** (-bound.value * grouped["complexity"] - offset)
-    return {"boolean": grouped, "ranks": by_rank(every)}
+    return {"boolean": grouped, "ranks": by_rank(every), "rank_slopes": decade_slopes(every)}
 
 
 def _counted(counts: pd.DataFrame) -> Tables:

@@ -17,6 +17,7 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
         "priors": priors(measured),
         "boolean_functions": boolean(measured),
         "likeliest_functions": likeliest(measured),
+        "slopes_by_decade_of_ranks": measured.table("rank_slopes"),
         "perceptrons": measured.table("signs"),
         "modulo": modulo(measured),
         "shortcut": shortcut(measured),

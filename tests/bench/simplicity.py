@@ -77,8 +77,9 @@ def plain_measures(values: np.ndarray) -> dict[str, float]:
     coefficients = np.linalg.solve(fitted, np.linalg.solve(fitted, on_nodes).T).T
     symbols = quantised(torch.from_numpy(on_grid)[None])[0].numpy()
     moved = np.abs(np.diff(on_lines.reshape(lines))).sum(1).mean()
+    cosines = np.asarray(fft.dctn(on_grid, norm="ortho"))
     return {
-        "fourier": _mean(np.asarray(fft.dctn(on_grid, norm="ortho")), np.hypot(half[:, None], half)),
+        "fourier": _mean(cosines, np.hypot(half[:, None], half)),
         "plain_fourier": _mean(np.fft.fftn(on_grid), np.hypot(whole[:, None], whole)),
         "polynomial": _mean(coefficients, orders[:, None] + orders),
         "lz": (plain_phrases(symbols.flatten()) + plain_phrases(symbols.T.flatten())) / 2,
