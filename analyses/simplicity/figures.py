@@ -17,7 +17,9 @@ from analyses.statistics import Estimate
 
 SHOWN_SIDE, SHOWN_DRAWS = 48, 4
 """Points a side of the functions in the figure, and functions of each activation."""
-COMPLEXITY = Axis(title="Fourier complexity (cycles)", log=True, ticks=(1, 2, 4, 8, 16, 24))
+COMPLEXITY = Axis(
+    title="Fourier complexity (cycles)", log=True, ticks=(1.0, 2.0, 4.0, 8.0, 16.0, 24.0)
+)
 
 
 def figures(measured: Measured) -> dict[str, go.Figure]:
@@ -295,7 +297,7 @@ def fit(measured: Measured) -> go.Figure | None:
         shown[f"M = {modulus}, task {target:.1f}"] = named
     return panels(
         shown, title="What generalises, by complexity before training",
-        x=Axis(title="Complexity before training (cycles)", log=True, ticks=(1, 2, 4, 8, 16)),
+        x=Axis(title="Complexity before training (cycles)", log=True, ticks=(1.0, 2.0, 4.0, 8.0, 16.0)),
         y=Axis(title="Balanced test accuracy", percent=True),
     )  # fmt: skip
 
