@@ -1,6 +1,7 @@
 """The figures of the simplicity-bias study."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -150,7 +151,7 @@ def by_law(measured: Measured, column: str, title: str) -> go.Figure | None:
     named = {name: select(rows, {"activation": name}) for name in rows["activation"].unique()}
     return lines(
         _lines(named, column, "fourier"), title=f"Complexity by {title.lower()}",
-        x=_octaves(title, sorted(rows[column].unique())), y=COMPLEXITY,
+        x=_octaves(title, sorted(rows[column].astype(float).unique().tolist())), y=COMPLEXITY,
     )  # fmt: skip
 
 
@@ -297,7 +298,7 @@ def fit(measured: Measured) -> go.Figure | None:
         shown[f"M = {modulus}, task {target:.1f}"] = named
     return panels(
         shown, title="What generalises, by complexity before training",
-        x=Axis(title="Complexity before training (cycles)", log=True, ticks=(1.0, 2.0, 4.0, 8.0, 16.0)),
+        x=replace(COMPLEXITY, title="Complexity before training (cycles)"),
         y=Axis(title="Balanced test accuracy", percent=True),
     )  # fmt: skip
 
