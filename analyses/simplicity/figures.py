@@ -204,15 +204,18 @@ def _exact(value: float) -> Estimate:
 
 
 def boolean(measured: Measured) -> go.Figure | None:
-    """Probability of the most and least likely function seen, by complexity."""
+    """Probability of all functions of a complexity, of the likeliest of those that were seen twice,
+    and the bound on it."""
     table = measured.table("boolean")
     if not len(table):
         return None
-    places = table["complexity"].tolist()
+    twice = select(table.assign(known=table["seen_twice"] > 0), {"known": True})
     shown = [
-        Line(name=name, x=places, y=[_exact(float(value)) for value in table[column]])
-        for name, column in (("all together", "probability"), ("the likeliest", "highest"),
-                             ("the bound", "bound"))
+        Line(name=name, x=rows["complexity"].tolist(), y=[_exact(float(p)) for p in rows[column]])
+        for name, rows, column in (("all together", table, "probability"),
+                                   ("the likeliest", twice, "highest"),
+                                   ("the bound", twice, "bound"))
+        if len(rows)
     ]  # fmt: skip
     return lines(
         shown, title="Boolean functions of 7 inputs, networks (7, 40, 40, 1)",
