@@ -114,7 +114,10 @@ def _map(chosen: Architecture) -> None:
         simplicity_views.map_figure(table, chosen), key="simplicity_map",
         name="Complexity by depth and weight scale",
     )  # fmt: skip
-    st.caption("Mean of a few draws with the components chosen above. Click a cell to go there.")
+    blank = " Where a cell is blank, all draws are constant." if table.isna().any(axis=None) else ""
+    st.caption(
+        f"Mean of a few draws with the components chosen above. Click a cell to go there.{blank}"
+    )
     if clicked is not None:
         place = DEPTHS[clicked[0]], SCALES[clicked[1]]
         if place != st.session_state.get("simplicity_clicked"):

@@ -55,6 +55,11 @@ def wait_for(url: str) -> None:
     raise AssertionError(f"{url} does not answer")
 
 
+def settled(page) -> None:
+    """Wait for the script's end: until then what the last run drew stands beside the new."""
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+
+
 def click_row(page, row: int) -> None:
     """Click a row of the table as a hand does: the table listens to the pointer's way there."""
     box = page.get_by_test_id("stDataFrame").bounding_box()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from browsing import CHROMIUM, serving
+from browsing import CHROMIUM, serving, settled
 from image_tree import BLOCKS, ImageTree, make_image_tree
 
 from saes.recipes import read_recipe
@@ -29,12 +29,6 @@ def address(tree) -> Iterator[str]:
 def no_trouble(page) -> None:
     assert page.get_by_test_id("stException").count() == 0
     assert page.get_by_test_id("stAlert").count() == 0
-
-
-def settled(page) -> None:
-    """Wait for the script's end: until then what the last run drew stands beside the new."""
-    app = page.get_by_test_id("stApp")
-    expect(app).to_have_attribute("data-test-script-state", "notRunning")
 
 
 def test_from_a_prompt_to_a_heat_map(page, address, tree):

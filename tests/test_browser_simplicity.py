@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browsing import CHROMIUM
+from browsing import CHROMIUM, settled
 
 pytestmark = [
     pytest.mark.browser,
@@ -39,9 +39,11 @@ def test_a_function_is_drawn_measured_and_found_in_the_map(page, address):
     expect(page.get_by_text(CYCLES)).not_to_contain_text(f"{first:.2f} cycles")
     expect(page.get_by_role("spinbutton", name="Draw")).to_have_value("1")
 
+    plain = cycles(page)
     page.get_by_text("residual", exact=True).click()
+    expect(page.get_by_text(CYCLES)).not_to_contain_text(f"{plain:.2f} cycles")
+    settled(page)
     second = page.locator(".st-key-simplicity_map .js-plotly-plot")
-    expect(second).to_be_visible(timeout=60_000)
     box = second.locator(".nsewdrag").first.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.5 / 7, box["y"] + box["height"] * 5.5 / 6)
