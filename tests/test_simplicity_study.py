@@ -142,11 +142,25 @@ def test_the_catalog_has_it_and_the_estimate_says_how_long():
     assert "10,000,000 networks" in study.estimate(Config(preset="full"))["Boolean functions"]
 
 
+def test_where_all_functions_are_constant_there_is_nothing_to_say(tmp_path, monkeypatch):
+    monkeypatch.setitem(measured_module.PRESETS, "quick", SMALL)
+    config = Config(grid=8, width=8, scales=(0.0,), parts=("maps", "components"))
+    with np.errstate(all="raise"):
+        made = study.measure(config, tmp_path)
+    assert (
+        made.table("functions").loc[lambda t: t["activation"] != "fourier", "fourier"].isna().all()
+    )
+    report = study.make_report(made)
+    assert not any("relu" in verdict.claim.lower() for verdict in report.verdicts)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"depths": (0, 2)}, "start at 1"),
-        ({"scales": (-1.0,)}, "0 is the least"),
+        ({"scales": (-1.0,)}, "scales -1 were asked for; give finite ones"),
+        ({"scales": (1.0, float("nan"))}, "give finite ones"),
+        ({"seed": -1}, "0 is the least"),
         ({"draws": 0}, "start at 1"),
         ({"activations": ()}, "an activation"),
         ({"parts": ()}, "no part is named; choose from maps"),

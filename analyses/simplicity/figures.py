@@ -74,7 +74,8 @@ def maps(measured: Measured) -> go.Figure | None:
     for name in measured.config.activations:
         table = cell_means(measured, name, "fourier")
         shown[name] = np.log2(table.to_numpy(dtype=float))
-    high = float(np.nanmax([np.nanmax(values) for values in shown.values()]))
+    high = max((float(value) for one in shown.values() for value in one[np.isfinite(one)].flat),
+               default=1.0)  # fmt: skip
     return heat_maps(
         shown, title="Fourier complexity of random networks", x=Axis(title="Weight scale"),
         y=Axis(title="Hidden layers"), columns=[f"{s:g}" for s in measured.settings.scales],

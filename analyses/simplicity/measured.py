@@ -1,5 +1,6 @@
 """The simplicity-bias study's options, presets and results."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -155,10 +156,13 @@ def settle(config: Config) -> Settings:
             "draws, boolean draws, depths and width start at 1, and there has to be a depth, a "
             "scale and an activation."
         )
-    if min(settings.scales) < 0:
+    if not all(math.isfinite(scale) and scale >= 0 for scale in settings.scales):
         raise UserError(
-            f"a weight scale of {min(settings.scales):g} was asked for; 0 is the least."
+            f"weight scales {', '.join(f'{s:g}' for s in settings.scales)} were asked for; give "
+            "finite ones, 0 or more."
         )
+    if config.seed < 0:
+        raise UserError(f"a seed of {config.seed} was asked for; 0 is the least.")
     if config.grid < LEAST:
         raise UserError(
             f"a grid of {config.grid} points a side is too small for a spectrum; use at least "

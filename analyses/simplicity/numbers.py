@@ -48,8 +48,8 @@ def _named(wanted: Mapping[str, object]) -> dict[str, object]:
 
 
 def logs(table: Frame, measure: str = "fourier") -> Frame:
-    """log2 of a measure: a row a draw, a column a (depth, scale)."""
-    wide = table.pivot_table(index="draw", columns=["depth", "scale"], values=measure)
+    """log2 of a measure: a row a draw, a column a (depth, scale); nan of constants."""
+    wide = table.set_index(["draw", "depth", "scale"])[measure].unstack(["depth", "scale"])
     return np.log2(wide)
 
 
@@ -91,9 +91,9 @@ def estimate(values: Frame, *, share: bool = False) -> Estimate | None:
 
 
 def cell_means(measured: Measured, activation: str, measure: str) -> Frame:
-    """Means over draws: a row a depth, a column a scale."""
+    """Means over draws: a row a depth, a column a scale; nan where all are constant."""
     table = functions(measured, "maps", activation=activation)
-    return table.pivot_table(index="depth", columns="scale", values=measure)
+    return table.groupby(["depth", "scale"])[measure].mean().unstack("scale")
 
 
 def spread(measured: Measured, activation: str) -> Frame:
@@ -103,8 +103,14 @@ def spread(measured: Measured, activation: str) -> Frame:
 
 
 def slopes(table: Frame) -> Frame:
-    """log2 complexity over log2 weight scale of the deepest networks: a slope a draw."""
+    """log2 complexity over log2 weight scale of the deepest networks: a slope a draw.
+
+    Scales at which half of the draws or more are constant are left out, and then draws that are.
+    """
     wide = logs(select(table, {"depth": table["depth"].max()}))
+    wide = wide.loc[:, wide.notna().mean() > 0.5].dropna()
+    if wide.shape[1] < 2:
+        return pd.Series(dtype=float)
     places = np.log2([scale for _, scale in wide.columns])
     centred = places - places.mean()
     return (wide.sub(wide.mean(axis=1), axis=0) * centred).sum(axis=1) / (centred**2).sum()
@@ -145,7 +151,8 @@ def _law_values(measured: Measured, table: Frame, column: str, value: object) ->
 
 
 def agreement(measured: Measured, a: str, b: str) -> Estimate | None:
-    """Spearman correlation of two measures over the maps' cells, draws resampled."""
+    """Spearman correlation of two measures over the maps' cells, draws resampled; None where less
+    than three cells have half of their draws or more that are not constant."""
     table = functions(measured, "maps")
     if not len(table):
         return None
@@ -155,6 +162,9 @@ def agreement(measured: Measured, a: str, b: str) -> Estimate | None:
         for measure in (a, b)
     ]
     values = np.stack([frame.to_numpy(float) for frame in wide])
+    values = values[:, (~np.isnan(values)).mean(axis=2).min(axis=0) >= 0.5]
+    if values.shape[1] < 3:
+        return None
     rng, draws = np.random.default_rng(0), values.shape[2]
     times = rng.multinomial(draws, np.full(draws, 1 / draws), size=RESAMPLES)
     found = rank_correlations(values, np.concatenate([np.ones((1, draws)), times]))
