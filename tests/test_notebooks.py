@@ -1,10 +1,13 @@
 """Every notebook runs from top to bottom, on the real model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 from probe.errors import Failure
 from probe.models import smollm2_folder
@@ -37,22 +40,32 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
+@pytest.fixture(scope="module")
+def kernel(root) -> Iterator[KernelManager]:
+    """One kernel for all, emptied before each: the libraries are loaded once."""
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("LORGNETTE_ROOT", str(root))
+        here.setenv("PLOTLY_RENDERER", "json")
+        here.setenv("OMP_NUM_THREADS", "1")  # other tests have the other core
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(cwd=str(FOLDER))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 def test_there_are_nine():
     assert len(NOTEBOOKS) == 9
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, root, monkeypatch):
-    monkeypatch.setenv("LORGNETTE_ROOT", str(root))
-    monkeypatch.setenv("PLOTLY_RENDERER", "json")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests have the other core
+def test_notebook_runs(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     for said, smaller in SMALLER.get(path.stem, {}).items():
         assert any(said in cell.source for cell in notebook.cells), said
         for cell in notebook.cells:
             cell.source = cell.source.replace(said, smaller)
-    resources = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=600, resources=resources).execute()
+    notebook.cells.insert(0, new_code_cell("%reset -f"))
+    NotebookClient(notebook, km=kernel, timeout=600).execute()
     figures = [
         output
         for cell in notebook.cells
