@@ -43,6 +43,8 @@ SAME = 0.14
 """log2 of a ratio within which two complexities count as the same: 10 %."""
 FLAT_SLOPE = 0.1
 """log2 of complexity over log2 of weight scale, below which scale does nothing."""
+SMOOTH = 4.0
+"""Cycles below which functions are smooth hills."""
 AGREE = 0.8
 """Rank correlation from which on two measures agree."""
 RATIO = "log2 of the ratio of Fourier complexities"
@@ -100,7 +102,7 @@ def _maps(measured: Measured) -> Iterator[Verdict | None]:
     )
     for name in (n for n in GENTLE if n in names):
         yield _verdict(
-            f"{name.upper() if name != 'swish' else 'Swish'} rises, but less than tanh.",
+            f"{name.upper() if name != 'swish' else 'Swish'} rises less than tanh.",
             f"rise {way}, less tanh's", paired(rise(measured, name), rise(measured, "tanh")),
             below=0.0,
         )  # fmt: skip
@@ -140,23 +142,32 @@ def _measures(measured: Measured) -> Iterator[Verdict | None]:
             "Spearman correlation over activations, depths and scales",
             agreement(measured, "fourier", name), above=AGREE,
         )  # fmt: skip
-    yield _verdict(
-        "A plain Fourier transform, which takes the grid's edges for a step, would do as well.",
-        "Spearman correlation with the cosine transform's",
-        agreement(measured, "fourier", "plain_fourier"), above=AGREE,
-    )  # fmt: skip
+    for title, below in (
+        ("", None),
+        (f" where functions are smooth (below {SMOOTH:g} cycles)", SMOOTH),
+    ):
+        yield _verdict(
+            "A plain Fourier transform, which takes the grid's edges for a step, would do as well"
+            f"{title}.",
+            "Spearman correlation with the cosine transform's",
+            agreement(measured, "fourier", "plain_fourier", below=below), above=AGREE,
+        )  # fmt: skip
 
 
 def _components(measured: Measured) -> Iterator[Verdict | None]:
     for name in measured.settings.component_activations:
-        for component, word in (("plain", None), ("layer norm", "Layer norm")):
-            table = functions(measured, "components", activation=name, component=component)
-            if word and len(table):
-                yield _verdict(
-                    f"{word} takes the weight scale's effect away ({name}).",
-                    "slope of log2 complexity over log2 scale",
-                    estimate(slopes(table)), within=FLAT_SLOPE,
-                )  # fmt: skip
+        normed, plain = (
+            slopes(functions(measured, "components", activation=name, component=component))
+            for component in ("layer norm", "plain")
+        )
+        yield _verdict(
+            f"Layer norm takes the weight scale's effect away ({name}).",
+            "slope of log2 complexity over log2 scale", estimate(normed), within=FLAT_SLOPE,
+        )  # fmt: skip
+        yield _verdict(
+            f"Layer norm makes the weight scale's effect smaller ({name}).",
+            "the same slope, less the plain network's", paired(normed, plain), below=0.0,
+        )  # fmt: skip
         for component, word, way in (
             ("residual", "Residual connections lower complexity", {"below": 0.0}),
             ("gated", "Gates raise complexity", {"above": 0.0}),

@@ -107,6 +107,8 @@ def slopes(table: Frame) -> Frame:
 
     Scales at which half of the draws or more are constant are left out, and then draws that are.
     """
+    if not len(table):
+        return pd.Series(dtype=float)
     wide = logs(select(table, {"depth": table["depth"].max()}))
     wide = wide.loc[:, wide.notna().mean() > 0.5].dropna()
     if wide.shape[1] < 2:
@@ -150,9 +152,16 @@ def _law_values(measured: Measured, table: Frame, column: str, value: object) ->
     return rows["fourier"].dropna().to_numpy(float)
 
 
-def agreement(measured: Measured, a: str, b: str) -> Estimate | None:
+def agreement(measured: Measured, a: str, b: str, *, below: float | None = None) -> Estimate | None:
     """Spearman correlation of two measures over the maps' cells, draws resampled; None where less
-    than three cells have half of their draws or more that are not constant."""
+    than three cells have half of their draws or more that are not constant.
+
+    Args:
+        measured: what was measured.
+        a: a measure.
+        b: another.
+        below: cells whose mean of `a` is as much or more are left out.
+    """
     table = functions(measured, "maps")
     if not len(table):
         return None
@@ -163,6 +172,8 @@ def agreement(measured: Measured, a: str, b: str) -> Estimate | None:
     ]
     values = np.stack([frame.to_numpy(float) for frame in wide])
     values = values[:, (~np.isnan(values)).mean(axis=2).min(axis=0) >= 0.5]
+    if below is not None:
+        values = values[:, np.nanmean(values[0], axis=1) < below]
     if values.shape[1] < 3:
         return None
     rng, draws = np.random.default_rng(0), values.shape[2]
