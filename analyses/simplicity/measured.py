@@ -134,7 +134,7 @@ PRESETS = {
         widths=(16, 32, 64, 128, 256), bias_scales=(0.125, 0.25, 0.5, 1.0, 2.0),
         boolean_draws=10_000_000, perceptron_inputs=tuple(range(3, 11)), perceptron_draws=500_000,
         moduli=(10, 7, 4), prefactors=tuple(2.0**n for n in range(-3, 6)), seeds=10, steps=1000,
-        sequences=200, transformer_depths=(1, 3, 6, 12), norm_scales=(0.25, 0.5, 1.0, 2.0, 4.0),
+        sequences=100, transformer_depths=(1, 3, 6, 12), norm_scales=(0.25, 0.5, 1.0, 2.0, 4.0),
         architecture_sequences=20, paths=64, suites=SUITES,
     ),
 }  # fmt: skip
