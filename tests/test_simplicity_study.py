@@ -244,7 +244,7 @@ def test_activation_and_gains_are_changed_where_they_are(config):
 # ------------------------------------------------------------------------------------ agreement
 
 
-def test_agreement_resamples_draws_as_a_loop_does():
+def test_agreement_weighs_draws_as_a_loop_does():
     rng = np.random.default_rng(0)
     values = rng.standard_normal((2, 7, 5)) + np.arange(7)[:, None] / 2
     values[0, 3, 1] = np.nan

@@ -23,6 +23,7 @@ def tables(measured: Measured) -> dict[str, pd.DataFrame]:
         "shortcut": shortcut(measured),
         "sequences": sequences(measured),
         "scores_of_saes": scores(measured),
+        "scores_that_cannot_be_compared": measured.table("score_notes"),
         "headline_numbers": headlines(measured),
         "lines_between_texts": lines(measured),
     }

@@ -60,10 +60,11 @@ def _weights(described: dict) -> str:
 
 
 def benchmark_scores(config: benchmark.Config, root: Path) -> Tables:
-    """Every suite of the benchmark on both: table `scores`, a row a score with its difference."""
+    """Every suite of the benchmark on both: table `scores`, a row a score with its difference, and
+    `score_notes`, what could not be measured and why."""
     results = benchmark.measure(config, root)
     rows = [row for kind in _kinds(config, results) if (row := _compared(results, *kind))]
-    return {"scores": pd.DataFrame(rows)}
+    return {"scores": pd.DataFrame(rows), "score_notes": pd.DataFrame({"note": results.notes})}
 
 
 def _kinds(config: benchmark.Config, results: Results) -> list[tuple[str, str, str, str, str]]:
@@ -71,7 +72,7 @@ def _kinds(config: benchmark.Config, results: Results) -> list[tuple[str, str, s
     k, n, target = str(config.ks[0]), str(config.headline_n), results.headline_target
     return [
         (f"probing, {k} latent", "probing", "sae", k, ""),
-        ("probing, the whole activation", "probing", "activation", "all", ""),
+        ("probing, the whole activation", "probing", "dense", "all", ""),
         (f"probe perturbation, {n} latents", "tpp", "sae", n, ""),
         (f"spurious correlation removed, {n} latents", "scr", "sae", n, target),
         ("absorption, as in the paper", "absorption", "sae", "paper", ""),
