@@ -16,6 +16,7 @@ from app.feature_content import FeatureContent
 from app.headlines import headlines, headlines_html
 from app.svg import bars_svg
 from probe.errors import Failure
+from saes.feature_reference import Told
 from saes.notes import Note
 
 NAN = float("nan")
@@ -94,6 +95,22 @@ def test_numbers_stand_beside_the_twins():
     shown = headlines_html(headlines(ROW, AUTOMATIC, twins, scores))
     assert "0.7 to 0.9" in shown and "another label 0.52" in shown
     assert "random-weight twin" in shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tells", "word"),
+    [
+        (0.61, 0.9, True, "yes"), (0.1, 0.39, True, "yes"), (0.45, 0.55, False, "no"),
+        (0.55, 0.65, None, "hardly"), (0.3, 0.45, None, "hardly"),
+    ],
+)  # fmt: skip
+def test_a_number_says_whether_it_tells_the_twin_apart(low, high, tells, word):
+    told = Told(auroc=(low + high) / 2, low=low, high=high, n=10)
+    assert told.tells is tells
+    found = headlines(ROW, AUTOMATIC, {"max": Spread([1.0, 2.0])}, np.empty(0), {"max": told})
+    shown = headlines_html(found)
+    assert "tells the twin apart" in shown and f"{low:.2f} to {high:.2f}; .5 is chance" in shown
+    assert f'>{word} <span class="lg-muted">{told.auroc:.2f}</span>' in shown
 
 
 def test_a_dead_feature_and_a_label_without_a_score_have_dashes():

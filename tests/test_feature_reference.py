@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from artifact_tree import SITE, make_synthetic_index
+from sklearn.metrics import roc_auc_score
 
 from app import data
 from probe.errors import Failure
@@ -22,6 +23,7 @@ from saes.feature_reference import (
     HEADLINES,
     Reference,
     headline_numbers,
+    told_apart,
     twin_statistics,
     typical_code,
 )
@@ -245,3 +247,22 @@ def test_no_references_without_an_index(root):
     make_sae(root, 0)
     assert data.twin_record(record(own)) is not None
     assert data.twin_references(record(own)) == {}
+
+
+def test_how_well_a_number_tells_two_indexes_apart(tmp_path):
+    run, twin_run = make_sae(tmp_path, None), make_sae(tmp_path, 0, index=False)
+    make_synthetic_index(twin_run, N_FEATURES // 2, top=2)
+    trained, twin = index_of(run), index_of(twin_run)
+    for found in told_apart(trained, trained).values():
+        assert found.auroc == 0.5 and found.tells is not True
+    numbers = [headline_numbers(index) for index in (trained, twin)]
+    told = told_apart(trained, twin)
+    for name, column in (("density", "density"), ("max", "max_relative")):
+        own, other = (n[column].dropna().to_numpy() for n in numbers)
+        labels = np.r_[np.ones(len(own)), np.zeros(len(other))]
+        assert told[name].auroc == pytest.approx(roc_auc_score(labels, np.r_[own, other]))
+        assert told[name].low <= told[name].auroc <= told[name].high
+        assert told[name].n == min(len(own), len(other))
+    assert told["density"].auroc != 0.5, "the two are not the same"
+    multiply_codes(twin_run, 3.0)
+    assert told_apart(trained, index_of(twin_run))["max"].auroc == pytest.approx(told["max"].auroc)
