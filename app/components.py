@@ -77,6 +77,17 @@ def empty(sentence: str, *commands: str) -> None:
         st.code("\n".join(commands), language="bash")
 
 
+def link_report(study: str) -> list[str]:
+    """A link to a study's newest report where there is one; gives the names of all, newest first."""
+    reports = [name for name in data.finished_reports() if name.startswith(f"{study}/")]
+    if reports:
+        st.page_link(
+            "pages/reports.py", label=":primary[What the study found, with intervals and controls]",
+            icon="", query_params={"report": reports[0]},
+        )  # fmt: skip
+    return reports
+
+
 def choose_sae(*, indexed: bool, of_images: bool | None = None) -> data.SaeRecord | None:
     """Let a person choose an SAE; the address (`?sae=`) and the last choice decide where to start.
 

@@ -14,13 +14,8 @@ def show() -> None:
         "Models that were trained to be unable to talk about something: what they say now, where "
         "their states have gone, and which features went with them.",
     )
-    reports = [name for name in data.finished_reports() if name.startswith(f"{STUDY}/")]
+    reports = components.link_report(STUDY)
     models = data.broken_models()
-    if reports:
-        st.page_link(
-            "pages/reports.py", label=":primary[What the study found, with intervals and controls]",
-            icon="", query_params={"report": reports[0]},
-        )  # fmt: skip
     if not models:
         components.empty(
             "No model is broken yet. The study trains some and keeps them; the quick preset takes "

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import components, dashboard, data
+from app import components, dashboard
 
 STUDY = "collapse"
 
@@ -14,27 +14,16 @@ def show() -> None:
         "Two prompts that differ in one more repetition of their last token: how far apart does "
         "the model keep them, and which tokens still reach the last one?",
     )
-    _report()
+    if not components.link_report(STUDY):
+        components.empty(
+            "What is measured here is one prompt at a time. The study has phrasings, intervals, "
+            "controls, number formats, features and remedies:",
+            "lorgnette analyse collapse",
+        )
     with components.one_sentence_errors():
         with st.spinner("Loading ..."):
             from app import collapse_sections
         collapse_sections.draw()
-
-
-def _report() -> None:
-    """Where the study's report is, or what makes one."""
-    reports = [name for name in data.finished_reports() if name.startswith(f"{STUDY}/")]
-    if reports:
-        st.page_link(
-            "pages/reports.py", label=":primary[What the study found, with intervals and controls]",
-            icon="", query_params={"report": reports[0]},
-        )  # fmt: skip
-        return
-    components.empty(
-        "What is measured here is one prompt at a time. The study has phrasings, intervals, "
-        "controls, number formats, features and remedies:",
-        "lorgnette analyse collapse",
-    )
 
 
 if __name__ == "__main__":

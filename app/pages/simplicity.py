@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import components, dashboard, data
+from app import components, dashboard
 
 STUDY = "simplicity-bias"
 
@@ -14,27 +14,16 @@ def show() -> None:
         "A network with random weights is a function already. Choose its components: what does it "
         "draw, and how complex is that beside others of its kind?",
     )
-    _report()
+    if not components.link_report(STUDY):
+        components.empty(
+            "What is drawn here is one network at a time. The study has thousands, what they "
+            "learn, untrained transformers, and SAEs of random weights:",
+            f"lorgnette analyse {STUDY}",
+        )
     with components.one_sentence_errors():
         with st.spinner("Loading ..."):
             from app import simplicity_sections
         simplicity_sections.draw()
-
-
-def _report() -> None:
-    """Where the study's report is, or what makes one."""
-    reports = [name for name in data.finished_reports() if name.startswith(f"{STUDY}/")]
-    if reports:
-        st.page_link(
-            "pages/reports.py", label=":primary[What the study found, with intervals and controls]",
-            icon="", query_params={"report": reports[0]},
-        )  # fmt: skip
-        return
-    components.empty(
-        "What is drawn here is one network at a time. The study has thousands, what they learn, "
-        "untrained transformers, and SAEs of random weights:",
-        f"lorgnette analyse {STUDY}",
-    )
 
 
 if __name__ == "__main__":

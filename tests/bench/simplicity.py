@@ -17,34 +17,12 @@ from analyses.simplicity.measures import nodes, quantised
 from analyses.simplicity.networks import Architecture, activated, draw
 from analyses.simplicity.populations import Places, population
 from tests.bench.timing import side_by_side
+from tests.textbook_parsers import phrases_78, words_76
 
 KIND = Architecture(activation="tanh", depth=3, scale=2.0)
 PLACES = Places()
 NETWORKS, TABLES = 48, 40_000
 PLAIN_NETWORKS, PLAIN_TABLES = 4, 200
-
-
-def plain_phrases(symbols: np.ndarray) -> int:
-    """The textbook's dictionary of phrases."""
-    known: set[tuple[int, ...]] = set()
-    phrase: tuple[int, ...] = ()
-    for symbol in symbols.tolist():
-        phrase += (symbol,)
-        if phrase not in known:
-            known.add(phrase)
-            phrase = ()
-    return len(known) + bool(phrase)
-
-
-def plain_words(text: str) -> int:
-    """The textbook's exhaustive history."""
-    at = words = 0
-    while at < len(text):
-        size = 1
-        while at + size <= len(text) and text[at : at + size] in text[: at + size - 1]:
-            size += 1
-        words, at = words + 1, at + size
-    return words
 
 
 class Mlp(nn.Module):
@@ -76,13 +54,14 @@ def plain_measures(values: np.ndarray) -> dict[str, float]:
     fitted = chebyshev.chebvander(nodes(order, "chebyshev").numpy(), order - 1)
     coefficients = np.linalg.solve(fitted, np.linalg.solve(fitted, on_nodes).T).T
     symbols = quantised(torch.from_numpy(on_grid)[None])[0].numpy()
+    texts = ["".join(map(str, way.flatten())) for way in (symbols, symbols.T)]
     moved = np.abs(np.diff(on_lines.reshape(lines))).sum(1).mean()
     cosines = np.asarray(fft.dctn(on_grid, norm="ortho"))
     return {
         "fourier": _mean(cosines, np.hypot(half[:, None], half)),
         "plain_fourier": _mean(np.fft.fftn(on_grid), np.hypot(whole[:, None], whole)),
         "polynomial": _mean(coefficients, orders[:, None] + orders),
-        "lz": (plain_phrases(symbols.flatten()) + plain_phrases(symbols.T.flatten())) / 2,
+        "lz": sum(map(phrases_78, texts)) / 2,
         "variation": moved / on_lines.std(),
     }  # fmt: skip
 
@@ -135,8 +114,8 @@ def tables_one_at_a_time() -> None:
             x = x @ (torch.randn(fan_in, fan_out) / fan_in**0.5) + torch.randn(fan_out)
             x = x.relu() if number < len(sizes) - 1 else x
         text = "".join("1" if one else "0" for one in (x[:, 0] > 0).tolist())
-        plain_words(text)
-        plain_words(text[::-1])
+        words_76(text)
+        words_76(text[::-1])
 
 
 def tables_together() -> None:
