@@ -78,7 +78,7 @@ def empty(sentence: str, *commands: str) -> None:
 
 
 def link_report(study: str) -> list[str]:
-    """A link to a study's newest report where there is one; gives the names of all, newest first."""
+    """A link to a study's newest report, where there is one; the names of all, newest first."""
     reports = [name for name in data.finished_reports() if name.startswith(f"{study}/")]
     if reports:
         st.page_link(
