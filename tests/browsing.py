@@ -60,6 +60,23 @@ def settled(page) -> None:
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
 
 
+def size(image) -> list[int]:
+    """The width and height of an image as sent; waits for it, and fails where it is broken."""
+    return image.evaluate(
+        "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight]; }"
+    )
+
+
+def coincide(one, other) -> bool:
+    """Whether two elements cover the same place, both measured at one moment.
+
+    Asked for one after the other they may differ by what the page has moved in between.
+    """
+    places = "(one, other) => [one, other].map(e => JSON.stringify(e.getBoundingClientRect()))"
+    first, second = one.evaluate(places, other.element_handle())
+    return first == second
+
+
 def click_row(page, row: int) -> None:
     """Click a row of the table as a hand does: the table listens to the pointer's way there."""
     box = page.get_by_test_id("stDataFrame").bounding_box()

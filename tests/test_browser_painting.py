@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from browsing import CHROMIUM, serving, settled
+from browsing import CHROMIUM, coincide, serving, settled, size
 from image_tree import BLOCKS, ImageTree, make_image_tree
 
 from saes.recipes import read_recipe
@@ -39,13 +39,13 @@ def test_from_a_prompt_to_a_heat_map(page, address, tree):
     page.get_by_label("Prompt", exact=True).press("Enter")
     heat = page.locator("img.lg-heat")
     expect(heat).to_have_count(1)
-    assert heat.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [4, 4]
-    box, below = heat.bounding_box(), page.locator(".lg-picture img").first.bounding_box()
-    assert box == below, "the map covers the image"
+    assert size(heat) == [4, 4]
+    assert coincide(heat, page.locator(".lg-picture img").first), "the map covers the image"
     assert heat.evaluate("one => getComputedStyle(one).imageRendering") == "pixelated"
     no_trouble(page)
     assert "prompt=a+red+circle" in page.url and "f=" in page.url
 
+    settled(page)
     table = page.get_by_test_id("stDataFrame").bounding_box()
     page.mouse.click(table["x"] + 16, table["y"] + 38 + 46 + 23)  # the second row's box
     expect(heat).to_have_count(2)
@@ -64,6 +64,7 @@ def test_from_paint_to_a_changed_image(page, address, tree):
     page.get_by_role("button", name="Apply").click()
     expect(page.get_by_text("Nothing is painted on the image yet")).to_be_visible()
 
+    settled(page)
     box = canvas.bounding_box()
     place = box["width"] / 4
     page.mouse.move(box["x"] + 2.5 * place, box["y"] + 1.5 * place)
