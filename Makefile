@@ -51,7 +51,7 @@ types: $(VENV)/.dev
 
 # Two processes, each with whole files: they wait for browsers and kernels much of their time.
 test: lint types model browser
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev model browser
 	$(BIN)/pytest -m slow
