@@ -12,6 +12,7 @@ out, also when the forward pass raises.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from probe.adapters import ForwardStopped, HookSide, Model, hidden_input
 from probe.errors import UserError
 from probe.sites import Site
+
+Record = Callable[[Site, Tensor], None]
 
 
 @contextlib.contextmanager
@@ -78,24 +81,33 @@ def site_width(model: Model, site: Site) -> int:
 
 
 @contextlib.contextmanager
-def reading(model: Model, site: Site, record: Callable[[Site, Tensor], None]) -> Iterator[None]:
+def reading(model: Model, site: Site, record: Record) -> Iterator[None]:
     """Call `record(site, tensor)` each time the site's tensor passes by inside the block."""
     module, side = model.hook_point(site)
-
-    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any) -> None:
-        tensor = model.read(site, raw)
-        if side == "update":
-            tensor = tensor - model.read(site, hidden_input(args, kwargs))
-        record(site, tensor)
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record(site, model.read(site, hidden_input(args, kwargs)))
-
+    before = partial(_record_input, model, site, record)
+    after = partial(_record_output, model, site, side, record)
     handle = add_hook(module, side, before, after)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _record_input(
+    model: Model, site: Site, record: Record,
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> None:  # fmt: skip
+    record(site, model.read(site, hidden_input(args, kwargs)))
+
+
+def _record_output(
+    model: Model, site: Site, side: HookSide, record: Record,
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any,
+) -> None:  # fmt: skip
+    tensor = model.read(site, raw)
+    if side == "update":
+        tensor = tensor - model.read(site, hidden_input(args, kwargs))
+    record(site, tensor)
 
 
 def add_hook(module: nn.Module, side: HookSide, before: Callable, after: Callable) -> Any:

@@ -29,13 +29,14 @@ denoising steps and in chosen rows of guidance. Hooks are removed also when the 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probe.adapters import Model, Moment, hidden_input
+from probe.adapters import HookSide, Model, Moment, hidden_input
 from probe.capture import add_hook
 from probe.errors import UserError
 from probe.sites import Site
@@ -382,26 +383,35 @@ def editing(model: Model, site: Site, change: Change) -> Iterator[None]:
         UserError: the site is not in the model.
     """
     module, side = model.hook_point(site)
-
-    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any) -> Any:
-        tensor = model.read(site, raw)
-        if side != "update":
-            return model.write(site, raw, change(tensor))
-        entering = model.read(site, hidden_input(args, kwargs))
-        return model.write(site, raw, entering + change(tensor - entering))
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raw = hidden_input(args, kwargs)
-        new = model.write(site, raw, change(model.read(site, raw)))
-        if args:
-            return (new, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": new}
-
+    before = partial(_change_input, model, site, change)
+    after = partial(_change_output, model, site, side, change)
     handle = add_hook(module, side, before, after)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _change_input(
+    model: Model, site: Site, change: Change,
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
+    raw = hidden_input(args, kwargs)
+    new = model.write(site, raw, change(model.read(site, raw)))
+    if args:
+        return (new, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": new}
+
+
+def _change_output(
+    model: Model, site: Site, side: HookSide, change: Change,
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], raw: Any,
+) -> Any:  # fmt: skip
+    tensor = model.read(site, raw)
+    if side != "update":
+        return model.write(site, raw, change(tensor))
+    entering = model.read(site, hidden_input(args, kwargs))
+    return model.write(site, raw, entering + change(tensor - entering))
 
 
 # ------------------------------------------------------------------------------ which positions

@@ -21,8 +21,13 @@ SMALLER = {
     "03_interventions_transformer_lens": STORE,
     "04_attribution": STORE,
     "06_images_with_nnsight": {"images=1000": "images=200", "steps=400": "steps=100"},
+    "07_collapse": {
+        "lengths_up_to(501)": "lengths_up_to(51)", "[11, 101, 501]": "[11, 51]",
+        "[11, 51, 101, 251]": "[11, 51]", '"ones"), 120)': '"ones"), 40)',
+    },
     "08_circuit_breakers": {
-        "STEPS = 30": "STEPS = 2", "[::7], tokens=32": "[::20], tokens=16",
+        "STEPS = 30": "STEPS = 2", "[one.ids], 30)": "[one.ids], 8)",
+        "[::7], tokens=32": "[::20], tokens=16",
         "[::9], tokens=32": "[::30], tokens=16", "[::13], tokens=32": "[::20], tokens=16",
     },
     "09_simplicity": {"steps=300": "steps=20", "50_000": "20_000"},

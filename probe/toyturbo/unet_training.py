@@ -383,9 +383,9 @@ def latent_shape(batch: int) -> tuple[int, int, int, int]:
 
 def prepare_noise(scaffold: Scaffold) -> None:
     """Train the head and what lies before the up path, but for blocks that read captions."""
+    reading = (*CARRYING, *other_blocks(scaffold.unet))
     for name, parameter in scaffold.unet.named_parameters():
-        reads = name.startswith((*CARRYING, *other_blocks(scaffold.unet)))
-        parameter.requires_grad_(name.startswith(BEFORE_UP) and not reads)
+        parameter.requires_grad_(name.startswith(BEFORE_UP) and not name.startswith(reading))
     scaffold.head.requires_grad_(True)
 
 
