@@ -1,6 +1,8 @@
 """Fixtures that several test modules share; `conftest` has them loaded."""
 
 # ruff: noqa: F401, I001
+import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,21 @@ from probe.toy import tiny_gpt2, tiny_llama
 def few_threads() -> None:
     """Tiny models run faster on one thread than on several that wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_libraries() -> None:
+    """Streamlit collects garbage after each run of a page: let it pass over what stays anyway."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def own_main() -> Iterator[None]:
+    """A page run in a test takes the place of `__main__`, which spawned processes run first."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="session")
