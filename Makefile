@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test tests test-slow lint types bench dashboard model browser clean help
+.PHONY: demo test test-slow lint types bench dashboard model browser clean help
 
 help:
 	@echo "make demo       from weights to features in the browser, at http://127.0.0.1:$(PORT)"
@@ -49,12 +49,8 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright
 
-# Types beside the tests, which wait for browsers and kernels part of their time.
-test: lint model browser
-	@$(MAKE) --no-print-directory --jobs 2 types tests
-
-# Two processes, each with whole files.
-tests: $(VENV)/.dev
+# Two processes, each with whole files: they wait for browsers and kernels part of their time.
+test: lint types model browser
 	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev model browser

@@ -44,7 +44,7 @@ def test_a_text_is_read_in_every_view(page, address):
     expect(page.get_by_text("most activation on token 6, <")).to_be_visible()
 
     view(page, "Layers")
-    expect(page.locator(".st-key-layers_map .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".st-key-layers_map .js-plotly-plot").first).to_be_visible()
     click_cell(page, "layers_map", 0, 3)
     expect(page.get_by_text("resid_post.1, token 3, n")).to_be_visible()
 
@@ -54,7 +54,7 @@ def test_a_text_is_read_in_every_view(page, address):
     expect(page.get_by_text("after layer 0 and token 5")).to_be_visible()
 
     view(page, "Attribution")
-    expect(page.locator(".st-key-effects .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".st-key-effects .js-plotly-plot").first).to_be_visible()
     expect(
         page.get_by_text(re.compile("Estimate against measurement, 10 features"))
     ).to_be_visible()
@@ -67,7 +67,7 @@ def test_a_text_is_read_in_every_view(page, address):
     box.fill("x")
     box.press("Enter")
     expect(page.get_by_text(re.compile("where one token was wanted"))).to_have_count(0)
-    expect(page.locator(".st-key-effects .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".st-key-effects .js-plotly-plot").first).to_be_visible()
     assert page.get_by_test_id("stException").count() == 0
     assert page.get_by_test_id("stAlert").count() == 0
 
@@ -83,8 +83,8 @@ def test_two_texts_are_patched(page, address):
     expect(page.get_by_text("the corrupted one 15")).to_be_visible()
     second.fill("Anna met Kim.")
     page.get_by_role("button", name="Patch between").click()
-    expect(page.locator(".st-key-patch_map .js-plotly-plot")).to_be_visible()
-    expect(page.locator(".st-key-patch_control .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".st-key-patch_map .js-plotly-plot").first).to_be_visible()
+    expect(page.locator(".st-key-patch_control .js-plotly-plot").first).to_be_visible()
     click_cell(page, "patch_map", 0, 1)
     expect(page.get_by_text("resid_post.0, token 11")).to_be_visible()
     assert page.get_by_test_id("stException").count() == 0
